@@ -1,0 +1,156 @@
+"""Set-up: .venv with the pins of requirements.txt, the right build of torch, and fanin itself (editable).
+
+`make` runs this when requirements.txt or pyproject.toml changed; running it again is cheap. Which torch:
+
+    make setup              the CPU build; a torch of the right version that .venv already has is kept
+    make setup TORCH=auto   the CUDA (or ROCm, XPU) build for the driver this machine has
+    make setup TORCH=cu130  a particular one, by the names of PyTorch's download page; `cpu` for the CPU again
+    make setup TORCH=pypi   what PyPI has: on Linux the CUDA build and several GB of libraries
+    make setup TORCH=skip   leave torch and torchvision to you
+
+On Linux, PyPI's torch is the CUDA build, and the CPU build lives where PyTorch keeps it. A pip that is
+configured to find a CPU build (find-links, a company's index) is asked first; else uv is, which knows that place.
+The CPU torch runs beside PyPI's torchvision thanks to fanin.vision.
+
+Standard library only: this runs before anything is installed.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if sys.version_info < (3, 11):  # noqa: UP036  (the very point: say so before anything fails obscurely)
+    found = ".".join(map(str, sys.version_info[:3]))
+    sys.exit(f"fanin needs Python 3.11 or newer, this is {found}. Try: make setup PYTHON=python3.12")
+
+VENV = Path(".venv")
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+READY = VENV / "ready"  # the Makefile compares its age
+LOG = VENV / "setup.log"
+PIP = [
+    str(BIN / "python"),
+    "-m",
+    "pip",
+    "--disable-pip-version-check",
+    "install",
+    "--no-deps",
+    "--no-compile",
+]
+UV = [str(BIN / "uv"), "pip", "install", "--python", str(BIN / "python")]
+
+
+CHECK = """
+import fanin, hydra, mlflow, torch
+from fanin.vision import torchvision
+device = "cuda" if torch.cuda.is_available() else "cpu"
+print(f"torch {torch.__version__} ({device}), torchvision {torchvision.__version__}, mlflow {mlflow.__version__}")
+"""
+INSTALLED = "from importlib.metadata import version; print(version('torch').split('+')[0])"
+
+
+def say(text: str) -> None:
+    print(f"setup: {text}", flush=True)
+
+
+def attempt(command: Sequence[str]) -> bool:
+    """Run `command` with its output in LOG; True if it succeeded."""
+    with LOG.open("a") as log:
+        print("$", *command, file=log, flush=True)
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode == 0
+
+
+def run(command: Sequence[str], *, advice: str) -> None:
+    """Run `command`; if it fails, end with the tail of its output and `advice`."""
+    if not attempt(command):
+        tail = "\n".join(LOG.read_text().splitlines()[-12:])
+        sys.exit(f"{tail}\nsetup: failed (all output: {LOG}). {advice}")
+
+
+def read_pins(path: Path) -> dict[str, str]:
+    """Package name -> requirement, for each line that is not a comment."""
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return {line.partition("==")[0]: line for line in lines if line and not line.startswith("#")}
+
+
+def make_venv() -> None:
+    if not (BIN / "python").exists():
+        say(f"{VENV} for Python {sys.version.split()[0]}")
+        advice = "On Debian and Ubuntu: apt install python3-venv."
+        VENV.mkdir(exist_ok=True)
+        run([sys.executable, "-m", "venv", str(VENV)], advice=advice)
+
+
+def install_pins(pins: dict[str, str]) -> None:
+    """Everything but torch. setuptools goes first: it builds fanin and the packages that ship as source."""
+    advice = "Is the package index reachable? Try: python3 -m pip download --no-deps six"
+    run([*PIP, pins["setuptools"]], advice=advice)
+    rest = [pin for name, pin in pins.items() if name not in ("torch", "torchvision")]
+    say(f"{len(rest)} packages (about a minute)")
+    run([*PIP, "--no-build-isolation", *rest], advice=advice)
+    run([*PIP, "--no-build-isolation", "--editable", "."], advice=advice)
+
+
+def has_torch(pin: str) -> bool:
+    """Whether .venv has the pinned version of torch, whatever its build."""
+    found = subprocess.run(
+        [str(BIN / "python"), "-c", INSTALLED], capture_output=True, text=True, check=False
+    )
+    return f"torch=={found.stdout.strip()}" == pin
+
+
+def install_torch(torch: str, torchvision: str, *, build: str) -> None:
+    """`build`: see the top of this file; "" is the CPU build unless there is a torch already."""
+    if build == "skip" or (not build and has_torch(torch)):
+        return
+    say(f"{torch}, {build or 'cpu'} build")
+    if build == "pypi" or (build in ("", "cpu") and sys.platform != "linux"):
+        with_dependencies = [part for part in PIP if part != "--no-deps"]
+        run([*with_dependencies, torch, torchvision], advice="Is the package index reachable?")
+    elif build in ("", "cpu") and attempt([*PIP, f"{torch}+cpu"]):
+        run([*PIP, torchvision], advice="Is the package index reachable?")
+    else:
+        advice = "If PyTorch's own downloads cannot be reached from here, TORCH=pypi takes PyPI's build."
+        renewed = ["--reinstall-package=torch", "--reinstall-package=torchvision"]
+        run([*UV, f"--torch-backend={build or 'cpu'}", *renewed, torch, torchvision], advice=advice)
+
+
+def compile_all() -> None:
+    """Byte code for all packages at once, on every core: pip would do it one by one, an import again and again."""
+    say("compiling")
+    attempt([str(BIN / "python"), "-m", "compileall", "-q", "-j0", str(VENV / "lib")])
+
+
+def check() -> None:
+    """Import what fanin stands on, and print the versions found."""
+    run(
+        [str(BIN / "python"), "-m", "pip", "--disable-pip-version-check", "check"],
+        advice="Remove .venv, try again.",
+    )
+    run([str(BIN / "python"), "-c", CHECK], advice="Remove .venv and try again.")
+    say(LOG.read_text().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--torch", default="", help="cpu, auto, cu130, ..., pypi or skip")
+    build = parser.parse_args().torch
+    os.chdir(Path(__file__).parent.parent)
+    began = time.monotonic()
+    make_venv()
+    pins = read_pins(Path("requirements.txt"))
+    install_pins(pins)
+    install_torch(pins["torch"], pins["torchvision"], build=build)
+    compile_all()
+    check()
+    READY.touch()
+    say(f"ready after {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
