@@ -1,0 +1,172 @@
+"""The durable record of a run: append-only JSON lines with checksums, which outlive kill -9.
+
+A record is one write() to a file opened for appending, so it reaches the operating system whole or, at
+worst, as a torn last line, which the next opening cuts off. An "end" record is fsynced. The open spool holds
+a lock on its file: two processes can never write one run, and a run whose spool is unlocked has no living
+process.
+
+Kinds: "start" (attempt, pid, host), "epoch" (epoch, metrics), "end" (status, reason, metrics, step, ...);
+each has a "time" in unix milliseconds. Several starts are several attempts; an end that a start follows is
+void.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from errno import ENOSPC
+from pathlib import Path
+
+from fanin import lock
+
+Record = dict
+log = logging.getLogger(__name__)
+SEAL = ',"crc":"%08x"}'  # closes the JSON object, over whose text before it the checksum goes
+SEAL_LENGTH = len(SEAL % 0)
+
+
+class SpoolBusy(lock.Held):
+    """A living process still writes this run."""
+
+
+class Spool:
+    """The spool of one run, open for writing by this process only.
+
+    Raises SpoolBusy if another process still has it open `wait` seconds from now, OSError if the disk is full
+    (the file then ends with the last whole record).
+    """
+
+    def __init__(self, path: str | Path, *, wait: float = 1.0):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            lock.acquire(self._file, wait=wait)
+        except lock.Held:
+            os.close(self._file)
+            raise SpoolBusy(f"{self.path}: still written by {_owner(read(self.path)[0])}") from None
+        records, self._size = read(self.path)
+        self._cut_tail()
+        self._attempts = sum(record["kind"] == "start" for record in records)
+        self._epochs = {record["epoch"] for record in records if record["kind"] == "epoch"}
+
+    def append(self, kind: str, **fields: object) -> bool:
+        """Add a record, stamped with the time. False, and nothing written, for an epoch that is already there.
+
+        A resumed run repeats epochs: the first record of a point is the one that counts, with its time.
+        """
+        if kind == "epoch" and fields["epoch"] in self._epochs:
+            return False
+        if kind == "start":
+            self._attempts += 1
+            fields = {"attempt": self._attempts, "pid": os.getpid(), "host": socket.gethostname()} | fields
+        self._write(encode({"kind": kind, "time": int(time.time() * 1000)} | fields))
+        if kind == "epoch":
+            self._epochs.add(fields["epoch"])
+        if kind == "end":
+            os.fsync(self._file)
+        return True
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _cut_tail(self) -> None:
+        torn = os.fstat(self._file).st_size - self._size
+        if torn:
+            log.warning("%s: cut a torn record of %d bytes off its end", self.path, torn)
+            os.ftruncate(self._file, self._size)
+
+    def _write(self, line: bytes) -> None:
+        written = os.write(self._file, line)
+        if written < len(line):  # a full disk takes what fits: leave no torn record behind
+            os.ftruncate(self._file, self._size)
+            raise OSError(ENOSPC, "no space left for the record of a run", str(self.path))
+        self._size += written
+
+
+def encode(record: Record) -> bytes:
+    """One line of the spool. Floats keep all their digits; NaN and infinities are written as Python's json does."""
+    text = json.dumps(record, separators=(",", ":"), default=float)[:-1]
+    return (text + SEAL % zlib.crc32(text.encode()) + "\n").encode()
+
+
+def decode(line: bytes) -> Record | None:
+    """The record in a line (without its newline), or None if the line is not what `encode` wrote."""
+    body, seal = line[:-SEAL_LENGTH], line[-SEAL_LENGTH:]
+    if seal != (SEAL % zlib.crc32(body)).encode():
+        return None
+    return json.loads(body + b"}")
+
+
+def read(path: str | Path, offset: int = 0) -> tuple[list[Record], int]:
+    """The intact records from byte `offset` on, and the offset behind the last of them.
+
+    Safe beside a living writer: a line still being written is left for the next call. An `offset` that lies
+    on no line boundary (the file was cut or replaced since) reads from the beginning.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return [], 0
+    if offset > len(data) or (offset and data[offset - 1 : offset] != b"\n"):
+        offset = 0
+    records: list[Record] = []
+    for position, line in _lines(data, offset):
+        record = decode(line)
+        if record is None:
+            log.warning("%s: skipped a damaged record at byte %d", path, position)
+            continue
+        records.append(record)
+        offset = position + len(line) + 1
+    return records, offset
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a spool's records say as a whole."""
+
+    attempts: int
+    started: int | None  # unix ms of the first attempt
+    epochs: tuple[Record, ...]  # in order, each epoch once
+    end: Record | None  # None while an attempt is under way, or died without a word
+
+    @property
+    def last_epoch(self) -> int | None:
+        return self.epochs[-1]["epoch"] if self.epochs else None
+
+
+def digest(records: Iterable[Record]) -> Digest:
+    attempts, started, end, epochs = 0, None, None, {}
+    for record in records:
+        if record["kind"] == "epoch":
+            epochs.setdefault(record["epoch"], record)
+        elif record["kind"] == "end":
+            end = record
+        elif record["kind"] == "start":
+            attempts, end = attempts + 1, None
+            started = started or record["time"]
+    return Digest(attempts, started, tuple(epochs[epoch] for epoch in sorted(epochs)), end)
+
+
+def _lines(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    """(position, line) of every line that is complete, that is, ends in a newline."""
+    while (stop := data.find(b"\n", offset)) >= 0:
+        yield offset, data[offset:stop]
+        offset = stop + 1
+
+
+def _owner(records: list[Record]) -> str:
+    starts = [record for record in records if record["kind"] == "start"]
+    return f"process {starts[-1]['pid']} on {starts[-1]['host']}" if starts else "another process"
