@@ -1,9 +1,9 @@
-"""Remakes requirements.txt, the one place with every exact version: `make lock`, or `make lock ARGS=--upgrade`.
+"""Remakes requirements.txt, the one place with every exact version: `make lock [ARGS=--upgrade]`.
 
 uv resolves pyproject.toml for every platform and for Python 3.11 and newer. Without --upgrade the versions
-in the file stay as they are, and only what pyproject.toml added or dropped changes. torch and torchvision stay
-even with --upgrade: they belong together, so change both by hand. The CUDA packages that PyPI's Linux build
-of torch asks for are left out: tools/setup.py picks the build of torch, and that build brings its own.
+in the file stay as they are, and only what pyproject.toml added or dropped changes. torch and torchvision
+stay even with --upgrade: they belong together, so change both by hand. The CUDA packages that PyPI's Linux
+build of torch asks for are left out: tools/setup.py picks the build, and that build brings its own.
 """
 
 import re

@@ -8,9 +8,9 @@
     make setup TORCH=pypi   what PyPI has: on Linux the CUDA build and several GB of libraries
     make setup TORCH=skip   leave torch and torchvision to you
 
-On Linux, PyPI's torch is the CUDA build, and the CPU build lives where PyTorch keeps it. A pip that is
-configured to find a CPU build (find-links, a company's index) is asked first; else uv is, which knows that place.
-The CPU torch runs beside PyPI's torchvision thanks to fanin.vision.
+On Linux, PyPI's torch is the CUDA build, and the CPU build lives where PyTorch keeps it. A pip that is set up
+to find a CPU build (find-links, a company's index) is asked first; else uv is, which knows that place. The
+CPU torch runs beside PyPI's torchvision thanks to fanin.vision.
 
 Standard library only: this runs before anything is installed.
 """
@@ -28,26 +28,19 @@ if sys.version_info < (3, 11):  # noqa: UP036  (the very point: say so before an
     sys.exit(f"fanin needs Python 3.11 or newer, this is {found}. Try: make setup PYTHON=python3.12")
 
 VENV = Path(".venv")
-BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = str(VENV / "bin" / "python")
 READY = VENV / "ready"  # the Makefile compares its age
 LOG = VENV / "setup.log"
-PIP = [
-    str(BIN / "python"),
-    "-m",
-    "pip",
-    "--disable-pip-version-check",
-    "install",
-    "--no-deps",
-    "--no-compile",
-]
-UV = [str(BIN / "uv"), "pip", "install", "--python", str(BIN / "python")]
-
+PIP = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
+INSTALL = [*PIP, "install", "--no-compile"]
+UV = [str(VENV / "bin" / "uv"), "pip", "install", "--python", PYTHON]
 
 CHECK = """
 import fanin, hydra, mlflow, torch
 from fanin.vision import torchvision
-device = "cuda" if torch.cuda.is_available() else "cpu"
-print(f"torch {torch.__version__} ({device}), torchvision {torchvision.__version__}, mlflow {mlflow.__version__}")
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+versions = [f"{part.__name__} {part.__version__}" for part in (torch, torchvision, hydra, mlflow)]
+print(", ".join([*versions, gpu]))
 """
 INSTALLED = "from importlib.metadata import version; print(version('torch').split('+')[0])"
 
@@ -66,8 +59,8 @@ def attempt(command: Sequence[str]) -> bool:
 def run(command: Sequence[str], *, advice: str) -> None:
     """Run `command`; if it fails, end with the tail of its output and `advice`."""
     if not attempt(command):
-        tail = "\n".join(LOG.read_text().splitlines()[-12:])
-        sys.exit(f"{tail}\nsetup: failed (all output: {LOG}). {advice}")
+        tail = "\n".join(line[:160] for line in LOG.read_text().splitlines()[-5:])
+        sys.exit(f"{tail}\nsetup: failed; all output is in {LOG}. {advice}")
 
 
 def read_pins(path: Path) -> dict[str, str]:
@@ -77,7 +70,7 @@ def read_pins(path: Path) -> dict[str, str]:
 
 
 def make_venv() -> None:
-    if not (BIN / "python").exists():
+    if not Path(PYTHON).exists():
         say(f"{VENV} for Python {sys.version.split()[0]}")
         advice = "On Debian and Ubuntu: apt install python3-venv."
         VENV.mkdir(exist_ok=True)
@@ -87,18 +80,17 @@ def make_venv() -> None:
 def install_pins(pins: dict[str, str]) -> None:
     """Everything but torch. setuptools goes first: it builds fanin and the packages that ship as source."""
     advice = "Is the package index reachable? Try: python3 -m pip download --no-deps six"
-    run([*PIP, pins["setuptools"]], advice=advice)
+    exactly = [*INSTALL, "--no-deps", "--no-build-isolation"]
+    run([*exactly, pins["setuptools"]], advice=advice)
     rest = [pin for name, pin in pins.items() if name not in ("torch", "torchvision")]
     say(f"{len(rest)} packages (about a minute)")
-    run([*PIP, "--no-build-isolation", *rest], advice=advice)
-    run([*PIP, "--no-build-isolation", "--editable", "."], advice=advice)
+    run([*exactly, *rest], advice=advice)
+    run([*exactly, "--editable", "."], advice=advice)
 
 
 def has_torch(pin: str) -> bool:
     """Whether .venv has the pinned version of torch, whatever its build."""
-    found = subprocess.run(
-        [str(BIN / "python"), "-c", INSTALLED], capture_output=True, text=True, check=False
-    )
+    found = subprocess.run([PYTHON, "-c", INSTALLED], capture_output=True, text=True, check=False)
     return f"torch=={found.stdout.strip()}" == pin
 
 
@@ -108,10 +100,9 @@ def install_torch(torch: str, torchvision: str, *, build: str) -> None:
         return
     say(f"{torch}, {build or 'cpu'} build")
     if build == "pypi" or (build in ("", "cpu") and sys.platform != "linux"):
-        with_dependencies = [part for part in PIP if part != "--no-deps"]
-        run([*with_dependencies, torch, torchvision], advice="Is the package index reachable?")
-    elif build in ("", "cpu") and attempt([*PIP, f"{torch}+cpu"]):
-        run([*PIP, torchvision], advice="Is the package index reachable?")
+        run([*INSTALL, torch, torchvision], advice="Is the package index reachable?")
+    elif build in ("", "cpu") and attempt([*INSTALL, "--no-deps", f"{torch}+cpu"]):
+        run([*INSTALL, "--no-deps", torchvision], advice="Is the package index reachable?")
     else:
         advice = "If PyTorch's own downloads cannot be reached from here, TORCH=pypi takes PyPI's build."
         renewed = ["--reinstall-package=torch", "--reinstall-package=torchvision"]
@@ -119,18 +110,18 @@ def install_torch(torch: str, torchvision: str, *, build: str) -> None:
 
 
 def compile_all() -> None:
-    """Byte code for all packages at once, on every core: pip would do it one by one, an import again and again."""
+    """Byte code of all packages at once on every core; pip would do it one file after the other."""
     say("compiling")
-    attempt([str(BIN / "python"), "-m", "compileall", "-q", "-j0", str(VENV / "lib")])
+    attempt([PYTHON, "-m", "compileall", "-q", "-j0", str(VENV / "lib")])
 
 
 def check() -> None:
     """Import what fanin stands on, and print the versions found."""
     run(
-        [str(BIN / "python"), "-m", "pip", "--disable-pip-version-check", "check"],
+        [*PIP, "check"],
         advice="Remove .venv, try again.",
     )
-    run([str(BIN / "python"), "-c", CHECK], advice="Remove .venv and try again.")
+    run([PYTHON, "-c", CHECK], advice="Remove .venv and try again.")
     say(LOG.read_text().splitlines()[-1])
 
 
