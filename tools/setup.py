@@ -42,7 +42,10 @@ gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA de
 versions = [f"{part.__name__} {part.__version__}" for part in (torch, torchvision, hydra, mlflow)]
 print(", ".join([*versions, gpu]))
 """
-INSTALLED = "from importlib.metadata import version; print(version('torch').split('+')[0])"
+INSTALLED = """
+from importlib.metadata import version
+print(*(f"{name}=={version(name).split('+')[0]}" for name in ("torch", "torchvision")))
+"""
 
 
 def say(text: str) -> None:
@@ -70,7 +73,7 @@ def read_pins(path: Path) -> dict[str, str]:
 
 
 def make_venv() -> None:
-    if not Path(PYTHON).exists():
+    if not (VENV / "bin" / "pip").exists():
         say(f"{VENV} for Python {sys.version.split()[0]}")
         advice = "On Debian and Ubuntu: apt install python3-venv."
         VENV.mkdir(exist_ok=True)
@@ -88,15 +91,15 @@ def install_pins(pins: dict[str, str]) -> None:
     run([*exactly, "--editable", "."], advice=advice)
 
 
-def has_torch(pin: str) -> bool:
-    """Whether .venv has the pinned version of torch, whatever its build."""
+def has_torch(torch: str, torchvision: str) -> bool:
+    """Whether .venv has these versions, whatever their build."""
     found = subprocess.run([PYTHON, "-c", INSTALLED], capture_output=True, text=True, check=False)
-    return f"torch=={found.stdout.strip()}" == pin
+    return found.stdout.split() == [torch, torchvision]
 
 
 def install_torch(torch: str, torchvision: str, *, build: str) -> None:
     """`build`: see the top of this file; "" is the CPU build unless there is a torch already."""
-    if build == "skip" or (not build and has_torch(torch)):
+    if build == "skip" or (not build and has_torch(torch, torchvision)):
         return
     say(f"{torch}, {build or 'cpu'} build")
     if build == "pypi" or (build in ("", "cpu") and sys.platform != "linux"):
@@ -117,18 +120,13 @@ def compile_all() -> None:
 
 def check() -> None:
     """Import what fanin stands on, and print the versions found."""
-    run(
-        [*PIP, "check"],
-        advice="Remove .venv, try again.",
-    )
-    run([PYTHON, "-c", CHECK], advice="Remove .venv and try again.")
+    for command in ([*PIP, "check"], [PYTHON, "-c", CHECK]):
+        run(command, advice="Remove .venv and try again.")
     say(LOG.read_text().splitlines()[-1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description="Makes .venv; the top of this file says more.")
     parser.add_argument("--torch", default="", help="cpu, auto, cu130, ..., pypi or skip")
     build = parser.parse_args().torch
     os.chdir(Path(__file__).parent.parent)
