@@ -1,0 +1,26 @@
+"""One thread a process: several beside busy neighbours are slower, and less repeatable."""
+
+import os
+
+os.environ.update(
+    OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"
+)  # before torch is imported; child processes inherit it
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with our conf/ and sweeps/ and no records yet, made the current folder."""
+    for name in ("conf", "sweeps"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
