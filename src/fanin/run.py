@@ -1,0 +1,328 @@
+"""One run: configuration in, recorded result out. The only place where objects are built from a configuration.
+
+A configuration is a plain dictionary, resolved by the caller; `_target_` keys name the parts a user may swap (model,
+initializer, optimizer, scheduler, data) by their import path. Below this file nobody sees a configuration.
+"""
+
+import json
+import os
+import pkgutil
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import yaml
+from torch import nn
+
+from fanin import data, initializers, models, optimizers, pictures, regularizers, schedulers
+from fanin.checkpoint import Progress, capture, restore
+from fanin.errors import ConfigError, require, unknown
+from fanin.evaluation import Evaluation, evaluate
+from fanin.randomness import Streams
+from fanin.spool import Spool
+from fanin.stats import LayerStats
+from fanin.train import EpochRecord, fit
+
+PROBE = 256  # held-out images the per-layer statistics look at
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
+PACKAGES = ("fanin", "torch", "torchvision", "numpy", "hydra-core", "optuna", "mlflow", "pandas")
+
+
+class Channel(Protocol):
+    """How a run talks to whoever started it: `ask` waits for a verdict on the record, `send` does not."""
+
+    def send(self, kind: str, payload: Any) -> None: ...
+    def ask(self, kind: str, payload: Any) -> Any: ...
+
+
+class Pruned(Exception):
+    """The coordinator judged a record and wants no more of this run."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains, built from its configuration."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: schedulers.Schedule
+    regularizer: regularizers.Regularizer
+    streams: Streams
+    batch_size: int | str  # images a step, or "full"
+
+
+class Trainer:
+    """A worker's handler: checks configurations, trains runs, and keeps prepared data from one to the next."""
+
+    def __init__(self, *, threads: int) -> None:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)  # dead units and decayed moments otherwise cost 100x a normal step
+        self._prepared: tuple[str, data.Prepared] | None = None
+
+    def __call__(self, kind: str, payload: Any, channel: Channel) -> Any:
+        if kind == "check":
+            return [complaint(spec["config"]) for spec in payload]
+        if kind == "devices":
+            return {"cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+        if kind == "fetch":
+            return data.fetch(*_target(payload["data"], "data"))
+        if kind == "estimate":
+            return self.seconds_per_epoch(payload["config"])
+        assert kind == "run", kind
+        return self.run(payload, channel)
+
+    def run(self, payload: Mapping[str, Any], channel: Channel) -> None:
+        """Train one run and record it; its end is in the spool whichever way it ends."""
+        folder, config = Path(payload["folder"]), payload["spec"]["config"]
+        with Spool(folder / "spool.jsonl") as log:
+            log.append("start")
+            began = time.monotonic()
+            try:
+                end = self._train(payload, log, channel)
+            except BaseException as error:  # recorded, then raised on: an interruption is not an Exception
+                status = "FAILED" if isinstance(error, Exception) else "KILLED"
+                log.append("end", status=status, reason=_reason(error), metrics={}, step=0, seconds=time.monotonic() - began)
+                raise
+            log.append("end", **end)
+        del config
+
+    def seconds_per_epoch(self, config: Mapping[str, Any], *, batches: int = 12) -> float:
+        """Measured on a few batches, scaled to an epoch."""
+        split = self._split(config)
+        parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
+        size = len(split.train) if parts.batch_size == "full" else int(parts.batch_size) * batches
+        few = data.Split(**{**vars(split), "train": split.train[:size]})
+        progress = Progress()
+        for _ in self._fit(config, parts, few, progress=progress, epochs=1):
+            pass
+        return progress.seconds * len(split.train) / len(few.train)
+
+    def _train(self, payload: Mapping[str, Any], log: Spool, channel: Channel) -> dict[str, Any]:
+        folder, config = Path(payload["folder"]), payload["spec"]["config"]
+        split = self._split(config)
+        parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
+        progress = resume(folder / "checkpoint.pt", parts)
+        tell = channel.ask if payload["judged"] else channel.send
+        reason, saved = None, time.monotonic()
+        for record in self._fit(config, parts, split, progress=progress, epochs=config["epochs"]):
+            message = {"epoch": record.epoch, "metrics": record.metrics}
+            log.append("epoch", **message)
+            if verdict := tell("record", message):
+                reason = f"pruned: {verdict}"
+                break
+            if time.monotonic() - saved >= payload["checkpoint"] and record.epoch < config["epochs"]:
+                save(folder / "checkpoint.pt", capture(parts.model, parts.optimizer, parts.schedule, progress))
+                saved = time.monotonic()
+        if reason is None and progress.ended != "epochs":
+            reason = progress.ended
+        return self._conclude(config, parts, split, progress, folder=folder, reason=reason)
+
+    def _conclude(
+        self, config: Mapping[str, Any], parts: Parts, split: data.Split, progress: Progress, *, folder: Path, reason: str | None
+    ) -> dict[str, Any]:
+        """Save the weights, show the test set to them (once), draw the pictures."""
+        artifacts = folder / "artifacts"
+        artifacts.mkdir(exist_ok=True)
+        save(artifacts / "last.pt", parts.model.state_dict())
+        save(artifacts / "best.pt", progress.best_state or parts.model.state_dict())
+        (artifacts / "config.yaml").write_text(yaml.dump(dict(config), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))
+        pruned = (reason or "").startswith("pruned")
+        metrics = {}
+        if not pruned:
+            if config["test_weights"] == "best" and progress.best_state:
+                parts.model.load_state_dict(progress.best_state)
+            test = evaluate(parts.model, split.test_images, split.test_labels)
+            metrics = {"test/loss": test.loss, "test/accuracy": test.accuracy}
+            draw(test, split, artifacts)
+        return {
+            "status": "KILLED" if pruned else "FINISHED",
+            "reason": reason,
+            "metrics": metrics,
+            "step": max(progress.epoch, 0),
+            "seconds": progress.seconds,
+        }
+
+    def _fit(self, config: Mapping[str, Any], parts: Parts, split: data.Split, *, progress: Progress, epochs: int) -> Any:
+        probe = split.val[:PROBE]
+        stats = LayerStats(parts.model, split.images[probe], split.labels[probe]) if config["stats"] != "off" else None
+        return fit(
+            parts.model,
+            parts.optimizer,
+            split,
+            epochs=epochs,
+            batch_size=parts.batch_size,
+            streams=parts.streams,
+            scheduler=parts.schedule,
+            regularizer=parts.regularizer,
+            stats=stats,
+            precision=config["hardware"]["precision"],
+            progress=progress,
+        )
+
+    def _split(self, config: Mapping[str, Any]) -> data.Split:
+        device = resolve_device(config["hardware"]["device"])
+        key = json.dumps([config["data"], str(device)], sort_keys=True)
+        if self._prepared is None or self._prepared[0] != key:
+            self._prepared = None  # free the old data before the new is loaded
+            loader, options = _target(config["data"], "data")
+            prepared = data.prepare(data.load(loader, **options), scale=options["scale"], device=device)
+            self._prepared = key, prepared
+        options = config["data"]
+        streams = Streams(config["seed"], config["replicate"])
+        return data.split(self._prepared[1], val=options["val"], n_train=options["n_train"], streams=streams)
+
+
+def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, train_size: int) -> Parts:
+    """Build everything a configuration names, on `device` ("meta" checks it without memory or time).
+
+    Raises ConfigError for whatever does not fit together.
+    """
+    check_numbers(config)
+    streams = Streams(config["seed"], config["replicate"])
+    regularizer = regularizers.build(**config["regularization"])
+    model = build_model(config, shape=shape, device=device, streams=streams)
+    factory, options = _target(config["optimizer"], "optimizer")
+    optimizer = optimizers.build(
+        factory, model.parameters(), weight_decay=config["regularization"]["weight_decay"], **options
+    )
+    full = config["optimizer"]["batch"] == "full"
+    batch_size = "full" if full else config["batch_size"]
+    steps = 1 if full else -(-train_size // config["batch_size"])
+    factory, options = _target(config["scheduler"], "scheduler")
+    schedule = schedulers.build(factory, optimizer, epochs=config["epochs"], steps_per_epoch=steps, **options)
+    return Parts(model, optimizer, schedule, regularizer, streams, batch_size)
+
+
+def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams) -> nn.Module:
+    """The initialized model, drawn on the CPU and moved to `device`, so that every device starts from the same weights."""
+    regularization = config["regularization"]
+    factory, options = _target(config["model"], "model")
+    torch.manual_seed(streams.derive("init", "constructor"))  # for what a user's class draws while it is built
+    meta = str(device) == "meta"
+    with torch.device("meta" if meta else "cpu"):
+        model = models.build(
+            factory,
+            in_shape=tuple(shape),
+            classes=config["data"]["classes"],
+            norm=regularization["norm"],
+            dropout=regularization["dropout"],
+            options=options,
+        )
+    function, options = _target(config["initializer"], "initializer")
+    bias = options.pop("bias")
+    initializers.initialize(model, weight=initializers.bind(function, options), bias=bias, streams=streams)
+    if not meta:
+        model = model.to(device)
+        models.seed_dropout(model, streams)
+        if (mode := config["hardware"]["compile"]) != "none":
+            model.compile(mode=None if mode == "default" else mode)
+    return model
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """The root keys' ranges; each group's own are checked where its objects are built."""
+    for key, least in {"epochs": 1, "batch_size": 1, "seed": 0, "replicate": 0}.items():
+        value = config[key]
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        require(whole, key, f"must be a whole number >= {least}", value)
+    for key, options in {"stats": ("standard", "off"), "test_weights": ("last", "best")}.items():
+        if config[key] not in options:
+            raise unknown(key, config[key], options)
+    hardware = config["hardware"]
+    if hardware["compile"] not in COMPILE_MODES:
+        raise unknown("hardware.compile", hardware["compile"], COMPILE_MODES)
+    device = resolve_device(hardware["device"])
+    if hardware["precision"] not in ("fp32", "bf16", "tf32"):
+        raise unknown("hardware.precision", hardware["precision"], ("fp32", "bf16", "tf32"))
+    require(
+        hardware["precision"] != "tf32" or device.type == "cuda",
+        "hardware.precision",
+        "tf32 is a mode of NVIDIA GPUs; this run would use",
+        device.type,
+    )
+
+
+def complaint(config: Mapping[str, Any]) -> str | None:
+    """What is wrong with a configuration, or None: everything is built once, on the meta device."""
+    try:
+        loader, options = _target(config["data"], "data")
+        outline = data.check(loader, **options)
+        size = options["n_train"] or outline.train - options["val"]
+        build(config, shape=outline.shape, device="meta", train_size=size)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is cuda, else mps, else cpu; raises ConfigError for a device this machine has not."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, available in there.items() if available))
+    if name not in there:
+        raise unknown("hardware.device", name, ["auto", *there])
+    require(there[name], "hardware.device", f"this machine has no {name} that torch {torch.__version__} can use", name)
+    return torch.device(name)
+
+
+def _target(group: Mapping[str, Any], name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The callable a group names, and its arguments."""
+    options = dict(group)
+    path = options.pop("_target_", None)
+    require(isinstance(path, str), f"{name}._target_", "must name a callable", path)
+    try:
+        target = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{name}._target_: cannot import {path!r}: {error}") from error
+    require(callable(target), f"{name}._target_", "must name a callable", path)
+    return target, options
+
+
+def save(path: Path, state: Any) -> None:
+    """torch.save, then an atomic rename: a file that is there is whole."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def resume(path: Path, parts: Parts) -> Progress:
+    """Go on from the checkpoint at `path` if there is one, else start anew."""
+    if not path.exists():
+        return Progress()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    return restore(state, parts.model, parts.optimizer, parts.schedule)
+
+
+def load_model(folder: Path, weights: str = "best") -> nn.Module:
+    """The trained model of a run's artifacts folder (config.yaml, best.pt, last.pt), in eval mode, on the CPU."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    streams = Streams(config["seed"], config["replicate"])
+    config["hardware"]["compile"] = "none"
+    model = build_model(config, shape=config["data"]["shape"], device="cpu", streams=streams)
+    model.load_state_dict(torch.load(folder / f"{weights}.pt", map_location="cpu", weights_only=True))
+    return model.eval()
+
+
+def draw(test: Evaluation, split: data.Split, folder: Path) -> None:
+    """A confusion matrix, and test images with their true and predicted labels."""
+    truth, predicted = split.test_labels.cpu().numpy(), test.predicted.cpu().numpy()
+    matrix = pictures.confusion_matrix(truth, predicted, classes=split.classes)
+    np.savetxt(folder / "confusion_matrix.csv", matrix, fmt="%d", delimiter=",")
+    pictures.draw_confusion(matrix).save(folder / "confusion_matrix.png")
+    pictures.draw_samples(split.test_images.cpu().numpy(), truth, predicted, count=40).save(folder / "test_images.png")
+
+
+def environment() -> dict[str, str]:
+    """Versions that decide a run's numbers."""
+    return {"python": platform.python_version(), "platform": platform.platform()} | {p: version(p) for p in PACKAGES}
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, ConfigError) or not isinstance(error, Exception) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,210 @@
+"""A study: one question, its space, and the identities that make resuming safe.
+
+A variant is identified by a hash of its resolved configuration, so the same point reached through other
+overrides is the same variant. A study is identified by its resolved question; `difference` says what changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fanin.errors import ConfigError, require, unknown
+from fanin.sweep.compose import Composer, Composition
+from fanin.sweep.space import Space
+
+# What does not change the numbers a run is asked for: who runs it, where, and how it is watched.
+NOT_IDENTITY = {
+    "replicate": True,
+    "study": True,
+    "tracking": True,
+    "hardware": {"precision"},  # all but these
+}
+WHERE_DATA_LIE = ("root", "download")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a run is judged by: the final value of `metric`."""
+
+    metric: str
+    direction: str  # maximize | minimize
+
+    @property
+    def sign(self) -> int:
+        return 1 if self.direction == "maximize" else -1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The end of a search, whichever comes first. `trials` and `epochs` count all sessions of a study,
+    `seconds` this one; `target` ends it at the first trial that reaches it."""
+
+    trials: int | None = None
+    seconds: float | None = None
+    target: float | None = None
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """A parsed study, ready to be planned."""
+
+    name: str
+    question: str | None
+    objectives: tuple[Objective, ...]
+    replicates: int
+    space: Space
+    composer: Composer
+    base: Composition
+    sampler: Mapping[str, Any]
+    pruner: Mapping[str, Any] | None = None
+    racing: Mapping[str, Any] | None = None
+    budget: Budget = field(default_factory=Budget)
+
+    @property
+    def objective(self) -> Objective:
+        return self.objectives[0]
+
+    @property
+    def classes(self) -> int:
+        return int(self.base.config["data"]["classes"])
+
+    def folder(self, project: Path) -> Path:
+        return project / ".fanin" / self.name
+
+    def identity(self) -> dict[str, Any]:
+        """The resolved question: what a resumed sweep must find unchanged."""
+        return {
+            "metric": [o.metric for o in self.objectives],
+            "direction": [o.direction for o in self.objectives],
+            "space": {axis.key: axis.text for axis in self.space.axes},
+            "sampler": dict(self.sampler),
+            "pruner": dict(self.pruner) if self.pruner else None,
+            "racing": dict(self.racing) if self.racing else None,
+            "replicates": self.replicates,
+            "config": identity_of(self.base.config),
+        }
+
+
+def objectives(metric: Any, direction: Any) -> tuple[Objective, ...]:
+    """`study.metric` and `study.direction`, each one value or a list of equal length."""
+    metrics = metric if isinstance(metric, list) else [metric]
+    directions = direction if isinstance(direction, list) else [direction] * len(metrics)
+    require(
+        len(metrics) == len(directions),
+        "study.direction",
+        f"one direction for each of the {len(metrics)} metrics",
+        direction,
+    )
+    for one in directions:
+        if one not in ("maximize", "minimize"):
+            raise unknown("study.direction", one, ["maximize", "minimize"])
+    for one in metrics:
+        head = str(one).partition("/")[0]
+        if head not in ("train", "val", "test", "seconds", "weight", "grad", "update", "activation", "signal"):
+            raise unknown("study.metric", one, KNOWN_METRICS)
+    return tuple(Objective(str(m), str(d)) for m, d in zip(metrics, directions, strict=True))
+
+
+KNOWN_METRICS = [f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")] + ["seconds"]
+
+
+def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved configuration that decides a run's numbers."""
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        rule = NOT_IDENTITY.get(key)
+        if rule is True:
+            continue
+        if isinstance(rule, set):
+            value = {k: v for k, v in value.items() if k in rule}
+        if key == "data":
+            value = {k: v for k, v in value.items() if k not in WHERE_DATA_LIE}
+        kept[key] = value
+    return kept
+
+
+def hash_of(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One point of the space. `values` maps the swept keys to override texts, `shown` to what they resolve to."""
+
+    key: str
+    values: Mapping[str, str]
+    shown: Mapping[str, Any]
+    composition: Composition
+
+    @property
+    def name(self) -> str:
+        return " ".join(f"{k}={_short(v)}" for k, v in self.shown.items()) or "default"
+
+    def spec(self, study: str, replicate: int) -> dict[str, Any]:
+        """The run's specification, as the worker gets it and as run.json keeps it."""
+        return {
+            "study": study,
+            "key": f"{self.key}-r{replicate}",
+            "variant": self.key,
+            "replicate": replicate,
+            "name": f"{self.name} r{replicate}",
+            "choices": dict(self.composition.choices),
+            "config": {**self.composition.config, "replicate": replicate},
+            "overrides": dict(self.shown),
+        }
+
+
+def variant(composer: Composer, values: Mapping[str, str]) -> Variant:
+    """Compose the point `values`; raises ConfigError naming the point when it cannot be."""
+    composition = composer.compose([f"{key}={text}" for key, text in values.items()])
+    shown = {key.lstrip("+"): _resolved(composition, key.lstrip("+"), text) for key, text in values.items()}
+    return Variant(hash_of(identity_of(composition.config)), dict(values), shown, composition)
+
+
+def _resolved(composition: Composition, key: str, text: str) -> Any:
+    if key in composition.choices:
+        return composition.choices[key]
+    node: Any = composition.config
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return text
+        node = node[part]
+    return node
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "-".join(_short(v) for v in value)
+    return str(value)
+
+
+def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lines "key: old -> new" for every leaf that differs."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    keys = sorted({k for k in {*before, *after} if before.get(k) != after.get(k)})
+    return [f"{k}: {before.get(k, '(absent)')} -> {after.get(k, '(absent)')}" for k in keys]
+
+
+def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from _leaves(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def check_extension(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """`--extend` may add points and replicates, nothing else; raises ConfigError with the lines in the way."""
+    free = ("space.", "replicates", "racing", "sampler.")
+    blocked = [line for line in difference(old, new) if not line.startswith(free)]
+    if new["replicates"] < old["replicates"]:
+        blocked.append(f"replicates: {old['replicates']} -> {new['replicates']} (can only grow)")
+    if blocked:
+        raise ConfigError("--extend adds points and replicates; this changes more:\n  " + "\n  ".join(blocked))
