@@ -16,9 +16,9 @@ def confusion_matrix(truth: ArrayLike, predicted: ArrayLike, *, classes: int) ->
     """Counts (classes, classes): row = true class, column = predicted class."""
     truth, predicted = np.asarray(truth, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     assert truth.shape == predicted.shape and truth.ndim == 1
-    cells = np.bincount(truth * classes + predicted, minlength=classes**2)
-    assert len(cells) == classes**2, "a label or prediction lies outside 0..classes-1"
-    return cells.reshape(classes, classes)
+    for labels in (truth, predicted):
+        assert ((labels >= 0) & (labels < classes)).all(), "a class outside 0..classes-1"
+    return np.bincount(truth * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def draw_confusion(matrix: NDArray[np.int64]) -> Image.Image:
@@ -82,8 +82,8 @@ def draw_samples(
 ) -> Image.Image:
     """A grid of `count` test images (N, C, H, W; C = 1 or 3, on any scale) over "true -> predicted".
 
-    Wrong ones come first, in red frames. Each kind is picked evenly from the whole test set, for some test sets
-    are sorted by class.
+    Wrong ones come first, in red frames. Each kind is picked evenly from the whole test set, as some test
+    sets are sorted by class.
     """
     true, guess = np.asarray(truth), np.asarray(predicted)
     wrong, right = np.flatnonzero(true != guess), np.flatnonzero(true == guess)
