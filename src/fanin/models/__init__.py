@@ -1,0 +1,114 @@
+"""Architectures, one a file, and `build`, which makes any of them, or a user's own, to fit the data.
+
+Yours needs no registration: a class, or a function that returns a module, and a file in conf/model/ with
+`_target_: your.module.Name` and its options. It is given those of `in_shape`, `classes`, `norm` and `dropout`
+that its signature names, and must map images (N, C, H, W) to logits (N, classes), with no activation on them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fanin.errors import ConfigError, require
+from fanin.models.cnn import Cnn
+from fanin.models.dropout import check_dropout, dropout_state, load_dropout_state, seed_dropout
+from fanin.models.mlp import Mlp
+from fanin.models.norm import check_norm
+from fanin.models.softmax import Softmax
+from fanin.models.zoo import torchvision_classifier
+from fanin.signatures import accepts, check_options, label
+
+__all__ = [
+    "Cnn",
+    "Mlp",
+    "Softmax",
+    "build",
+    "draft",
+    "dropout_state",
+    "load_dropout_state",
+    "seed_dropout",
+    "torchvision_classifier",
+]
+
+
+def build(
+    factory: Callable[..., nn.Module],
+    *,
+    in_shape: tuple[int, int, int],
+    classes: int,
+    norm: str,
+    dropout: float,
+    options: Mapping[str, Any],
+) -> nn.Module:
+    """Build the model that `factory` and its `options` describe, for images of `in_shape` (C, H, W).
+
+    `norm` and `dropout` are what config group `regularization` asks for. An architecture's own, such as the
+    `norm: batch` of cnn_small, is among the options and holds where regularization asks for none.
+
+    Raises ConfigError if the options are not those of the factory, if it has no place for the norm or dropout
+    asked for, and if the model does not map such images to logits.
+    """
+    check_norm(norm)
+    check_dropout(dropout)
+    data = {"in_shape": tuple(in_shape), "classes": classes}
+    arguments = {name: value for name, value in data.items() if accepts(factory, name)}
+    arguments |= options
+    for name, value, neutral in (("norm", norm, "none"), ("dropout", dropout, 0.0)):
+        if accepts(factory, name):
+            arguments[name] = options.get(name, neutral) if value == neutral else value
+        elif value != neutral:
+            raise ConfigError(
+                f"regularization.{name}: {label(factory)} has no place for {name} {value!r}: "
+                f"it takes no argument `{name}`; set regularization.{name}={neutral} or take another model"
+            )
+    check_options(factory, options, group="model", supplied=arguments)
+    model = factory(**arguments)
+    check_fit(model, in_shape=in_shape, classes=classes)
+    return model
+
+
+def draft(factory: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
+    """`build` without memory or arithmetic, on the meta device: for checking a plan of many models.
+
+    A class that needs real numbers to be built is built for real, without disturbing torch's global stream.
+    """
+    try:
+        with torch.device("meta"):
+            return build(factory, **arguments)
+    except (ConfigError, RuntimeError):
+        with torch.random.fork_rng(devices=[]):
+            return build(factory, **arguments)
+
+
+@torch.no_grad()
+def check_fit(model: nn.Module, *, in_shape: tuple[int, int, int], classes: int) -> None:
+    """Pass two black images through the model; its state stays. Raises ConfigError if no logits come out."""
+    require(
+        isinstance(model, nn.Module), "model._target_", "must make a torch.nn.Module", type(model).__name__
+    )
+    parameter = next(model.parameters(), torch.empty(0))
+    images = torch.zeros(2, *in_shape, device=parameter.device)
+    shape = "x".join(str(size) for size in in_shape)
+    was_training = model.training
+    model.train(
+        parameter.is_meta
+    )  # training mode would move the averages of batch norm, if there were any yet
+    try:
+        logits = model(images)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"model: does not fit the data: on images of {shape} torch says: {error}"
+        ) from error
+    finally:
+        model.train(was_training)
+    if not isinstance(logits, torch.Tensor):
+        raise ConfigError(f"model: must return one tensor of logits, got {type(logits).__name__}")
+    found, expected = tuple(logits.shape), (2, classes)
+    require(
+        found == expected,
+        "model",
+        f"does not fit the data: two images of {shape} must give logits of shape {expected}",
+        found,
+    )
