@@ -1,0 +1,104 @@
+"""Optimizers: any class of torch.optim's interface, built with checked settings."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from fanin.errors import ConfigError, require, unknown
+from fanin.regularizers import weights
+
+BATCHES = ("mini", "full")
+
+
+def build(
+    factory: Callable[..., Optimizer],
+    parameters: Iterable[nn.Parameter],
+    *,
+    lr: float,
+    weight_decay: float,
+    batch: str,
+    **options: Any,
+) -> Optimizer:
+    """Build `factory(parameters, lr=lr, **options)`, decaying weights (two or more dimensions) only.
+
+    `batch`: what one step sees, a mini-batch or the full training set. Decay means what the optimizer
+    makes of it: an L2 term in the gradient, or a decoupled shrinkage (adamw). Fused kernels are taken where
+    torch has them for the device.
+
+    Raises ConfigError for a setting that is out of range or that the optimizer does not have.
+    """
+    check(factory, lr=lr, weight_decay=weight_decay, batch=batch, options=options)
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    takes = _settings(factory)
+    trained: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
+    if "weight_decay" in takes:
+        settings["weight_decay"] = 0.0
+        trained = _decay_groups(trained, weight_decay) if weight_decay else trained
+    try:
+        return _construct(factory, trained, lr=lr, fused="fused" in takes, settings=settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"optimizer: {factory.__name__} refuses its settings: {error}") from error
+
+
+def check(
+    factory: Callable[..., Optimizer], *, lr: float, weight_decay: float, batch: str, options: dict[str, Any]
+) -> None:
+    """Raise a ConfigError for what can be told from the settings alone."""
+    number = isinstance(lr, int | float) and not isinstance(lr, bool)
+    require(number and 0 < lr < math.inf, "optimizer.lr", "must be a finite number > 0", lr)
+    if batch not in BATCHES:
+        raise unknown("optimizer.batch", batch, BATCHES)
+    if _is(factory, torch.optim.SparseAdam):
+        reason = "it only updates sparse gradients, which none of these models' layers produce; take adam"
+        raise ConfigError(f"optimizer: sparse_adam cannot train here: {reason}")
+    if _is(factory, torch.optim.Rprop):
+        rule = "rprop compares the signs of successive gradients, so it needs the full batch: set it to full"
+        require(batch == "full", "optimizer.batch", rule, batch)
+    takes = _settings(factory)
+    if weight_decay and not {"weight_decay", "options"} & takes:
+        name = factory.__name__
+        rule = f"{name} has no weight decay; set it to 0 or choose another optimizer"
+        raise ConfigError(f"regularization.weight_decay: {rule}, got {weight_decay!r}")
+    for key in options:
+        if key not in takes and "options" not in takes:
+            raise unknown(f"optimizer.{key}", key, takes)
+
+
+def _settings(factory: Callable[..., Optimizer]) -> set[str]:
+    """The names `factory` takes besides the parameters; with "options" among them it takes any."""
+    parameters = list(inspect.signature(factory).parameters.values())[1:]
+    return {"options" if p.kind is p.VAR_KEYWORD else p.name for p in parameters}
+
+
+def _is(factory: Callable[..., Optimizer], kind: type[Optimizer]) -> bool:
+    return isinstance(factory, type) and issubclass(factory, kind)
+
+
+def _decay_groups(trained: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    decayed = weights(trained)
+    chosen = {id(parameter) for parameter in decayed}
+    rest = [parameter for parameter in trained if id(parameter) not in chosen]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _construct(
+    factory: Callable[..., Optimizer], trained: list[Any], *, lr: float, fused: bool, settings: dict[str, Any]
+) -> Optimizer:
+    if fused and "fused" not in settings:
+        try:
+            return factory(trained, lr=lr, fused=True, **settings)
+        except RuntimeError:  # how torch says that this device has no fused kernel
+            pass
+    return factory(trained, lr=lr, **settings)
+
+
+def needs_closure(optimizer: Optimizer) -> bool:
+    """Whether a step evaluates the loss more than once (L-BFGS)."""
+    closure = inspect.signature(type(optimizer).step).parameters["closure"]
+    return closure.default is closure.empty

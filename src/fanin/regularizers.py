@@ -1,0 +1,108 @@
+"""Regularizers that act in the training step: penalties, smoothed labels, projections, clipping, stopping.
+
+Normalisation and dropout are layers and belong to the model; weight decay belongs to the optimizer. Their
+values pass through `build` only to be checked with the others.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fanin.errors import ConfigError, require, unknown
+
+NORMS = ("none", "batch", "layer")
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """What the training loop applies; the neutral value of each field (0 or None) switches it off."""
+
+    l1: float
+    label_smoothing: float
+    max_norm: float | None
+    gradient_clipping: float | None
+    patience: int | None
+
+
+def build(
+    *,
+    applied: Mapping[str, str],
+    norm: str,
+    dropout: float,
+    weight_decay: float,
+    l1: float,
+    label_smoothing: float,
+    max_norm: float | None,
+    gradient_clipping: float | None,
+    patience: int | None,
+) -> Regularizer:
+    """Check the `regularization` keys of a config and keep those the training loop needs.
+
+    Raises ConfigError for a value out of range, and for two choices that set the same key (`applied` maps
+    each choice made to the key it sets), of which only the last would take effect.
+    """
+    _check_conflicts(applied)
+    if norm not in NORMS:
+        raise unknown("regularization.norm", norm, NORMS)
+    _check("dropout", dropout, 0 <= _number(dropout) < 1, "0 <= dropout < 1 must hold")
+    for key, value in {"weight_decay": weight_decay, "l1": l1}.items():
+        _check(key, value, 0 <= _number(value) < math.inf, f"a finite {key} >= 0 must be given")
+    _check("label_smoothing", label_smoothing, 0 <= _number(label_smoothing) < 1, "must lie in [0, 1)")
+    for key, bound in {"max_norm": max_norm, "gradient_clipping": gradient_clipping}.items():
+        _check(key, bound, bound is None or 0 < _number(bound) < math.inf, "must be null or a number > 0")
+    whole = patience is None or (type(patience) is int and patience >= 1)
+    _check("patience", patience, whole, "must be null or a whole number of epochs >= 1")
+    return Regularizer(
+        l1=float(l1),
+        label_smoothing=float(label_smoothing),
+        max_norm=max_norm,
+        gradient_clipping=gradient_clipping,
+        patience=patience,
+    )
+
+
+def _check_conflicts(applied: Mapping[str, str]) -> None:
+    choices = defaultdict(list)
+    for name, key in applied.items():
+        choices[key].append(name)
+    for key, names in choices.items():
+        if len(names) > 1:
+            both = " and ".join(names)
+            raise ConfigError(f"regularization: {both} both set regularization.{key}; choose one of them")
+
+
+def _check(key: str, value: object, condition: bool, rule: str) -> None:
+    require(condition, f"regularization.{key}", rule, value)
+
+
+def _number(value: object) -> float:
+    """`value` if it is a number, else NaN, which fails every comparison."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def weights(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters that are penalised and bounded: matrices and filters, not biases, norm scales or slopes.
+
+    A bias adds no capacity worth shrinking, and pulling the scale of a norm layer to zero switches it off
+    (Goodfellow, Bengio & Courville 2016, section 7.1).
+    """
+    return [parameter for parameter in parameters if parameter.ndim >= 2 and parameter.requires_grad]
+
+
+def l1_penalty(penalised: list[nn.Parameter], *, strength: float) -> Tensor:
+    """strength * sum |w|; its gradient is strength * sign(w), and 0 at 0."""
+    return strength * torch.stack([weight.abs().sum() for weight in penalised]).sum()
+
+
+@torch.no_grad()
+def project_max_norm(bounded: list[nn.Parameter], *, max_norm: float) -> None:
+    """Scale each unit's incoming weights (a row, a filter) back to 2-norm `max_norm` where they exceed it.
+
+    Srivastava et al. 2014, section 5.1; applied after the step, in place.
+    """
+    for weight in bounded:
+        weight.renorm_(p=2, dim=0, maxnorm=max_norm)

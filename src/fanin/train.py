@@ -1,0 +1,302 @@
+"""The training loop: plain arguments in, one record per epoch out. It knows no config, tracker or file."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fanin.checkpoint import Progress, capture, restore
+from fanin.data import Split
+from fanin.errors import ConfigError, require, unknown
+from fanin.evaluation import EVALUATION_BATCH, Evaluation, evaluate, wide_dtype
+from fanin.randomness import Streams
+from fanin.regularizers import Regularizer, l1_penalty, project_max_norm, weights
+from fanin.schedulers import Schedule
+from fanin.stats import LayerStats
+
+__all__ = [
+    "EpochRecord",
+    "Evaluation",
+    "Progress",
+    "batch_sizes",
+    "capture",
+    "check",
+    "evaluate",
+    "fit",
+    "restore",
+]
+
+PRECISIONS = ("fp32", "bf16", "tf32")
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """`metrics` by their public keys; `seconds`: wall time of the epoch with its evaluation and statistics."""
+
+    epoch: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+def fit(
+    model: nn.Module,
+    optimizer: Optimizer,
+    split: Split,
+    *,
+    epochs: int,
+    batch_size: int,
+    batch: str,
+    streams: Streams,
+    scheduler: Schedule,
+    regularizer: Regularizer,
+    stats: LayerStats | None,
+    precision: str,
+    progress: Progress,
+) -> Iterator[EpochRecord]:
+    """Train, and yield a record of the untrained network (epoch 0) and of every epoch after it.
+
+    `train/...` are running means over the epoch's images while the weights move, by plain cross-entropy
+    whatever the objective adds to it; at epoch 0, and for `val/...`, the weights stand still. Ends early when
+    val/loss has stopped improving (`regularizer.patience`), or when a loss is not finite: that epoch is
+    recorded as it is, with diverged=1. `progress.ended` says why. A `progress` that `restore` returned goes
+    on after its epoch, bit for bit as if training had not stopped.
+
+    The batch order is a function of the epoch and of nothing else. Between two records the caller may do what
+    it likes with torch's global generators: training's own state is kept aside.
+    """
+    device = split.images.device
+    chunk = EVALUATION_BATCH if batch == "full" else None
+    objective = Objective(model, optimizer, split, regularizer=regularizer, precision=precision, chunk=chunk)
+    for epoch in range(progress.epoch + 1, epochs + 1):
+        if progress.ended in ("early_stopping", "diverged"):
+            return
+        began = time.perf_counter()
+        progress.enter(streams, device)
+        with numerics(precision, device):
+            if epoch == 0:
+                train = untrained(objective)
+            else:
+                order = draw_order(split.train, streams=streams, epoch=epoch)
+                batches = order.split(batch_sizes(len(order), batch_size=batch_size, batch=batch))
+                train = train_epoch(objective, batches, scheduler=scheduler, stats=stats)
+                progress.seconds += time.perf_counter() - began
+            val = evaluate(model, split.images, split.labels, index=split.val)
+            layers = stats.measure() if stats else {}
+        if epoch > 0:
+            scheduler.after_epoch(val.loss)
+        progress.leave(device)
+        progress.judge(model, epoch=epoch, loss=val.loss)
+        diverged = not (math.isfinite(train.loss) and math.isfinite(val.loss))
+        progress.ended = ending(progress, diverged=diverged, patience=regularizer.patience, epochs=epochs)
+        metrics = {
+            "train/loss": train.loss,
+            "train/accuracy": train.accuracy,
+            "val/loss": val.loss,
+            "val/accuracy": val.accuracy,
+            "optimizer/lr": train.lr,
+            "diverged": float(diverged),
+            "seconds": progress.seconds,
+            **layers,
+        }
+        yield EpochRecord(epoch, metrics, seconds=time.perf_counter() - began)
+
+
+def check(
+    model: nn.Module, *, epochs: int, batch_size: int, batch: str, count: int, precision: str, device: str
+) -> None:
+    """Raise a ConfigError for settings with which `fit` could not train `model` on `count` images."""
+    require(type(epochs) is int and epochs >= 0, "epochs", "must be a whole number >= 0", epochs)
+    require(
+        type(batch_size) is int and batch_size >= 1, "batch_size", "must be a whole number >= 1", batch_size
+    )
+    if precision not in PRECISIONS:
+        raise unknown("hardware.precision", precision, PRECISIONS)
+    if precision == "tf32" and torch.device(device).type != "cuda":
+        raise ConfigError(f"hardware.precision: tf32 exists on cuda only, not on {device}; take fp32 or bf16")
+    normalised = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) for m in model.modules())
+    smallest = min(batch_sizes(count, batch_size=batch_size, batch=batch))
+    rule = f"batch norm needs at least 2 images a batch (of {count})"
+    require(not normalised or smallest > 1, "batch_size", rule, batch_size)
+
+
+def batch_sizes(count: int, *, batch_size: int, batch: str = "mini") -> list[int]:
+    """How many images each step of an epoch sees: its length is the number of steps.
+
+    Every image is used. What would be a last batch of one joins the batch before it: batch norm has nothing
+    to normalise a single image by, and all variants must share their batches.
+    """
+    if batch == "full":
+        return [count]
+    full, rest = divmod(count, batch_size)
+    sizes = [batch_size] * full + [rest] * (rest > 0)
+    if rest == 1 and full:
+        sizes[-2:] = [batch_size + 1]
+    return sizes
+
+
+def draw_order(index: Tensor, *, streams: Streams, epoch: int) -> Tensor:
+    """`index` shuffled by the epoch's own stream, so that a resumed run needs no generator state."""
+    order = torch.randperm(len(index), generator=streams.generator("order", f"epoch {epoch}"))
+    return index[order.to(index.device)]
+
+
+@dataclass(frozen=True)
+class Running:
+    """Means over one epoch's images, and the learning rate of its last step."""
+
+    loss: float
+    accuracy: float
+    lr: float
+
+
+def untrained(objective: "Objective") -> Running:
+    """Epoch 0: the training set by the weights as they are."""
+    split = objective.split
+    found = evaluate(objective.model, split.images, split.labels, index=split.train)
+    return Running(found.loss, found.accuracy, lr=objective.lr)
+
+
+def train_epoch(
+    objective: "Objective", batches: Sequence[Tensor], *, scheduler: Schedule, stats: LayerStats | None
+) -> Running:
+    """One optimizer step per batch. The device is waited for at the end only."""
+    objective.model.train()
+    bound = objective.regularizer.max_norm
+    losses, predicted = [], []
+    for number, index in enumerate(batches, start=1):
+        objective.turn_to(index)
+        if stats and number == len(batches):
+            stats.remember()
+        objective.optimizer.step(objective)
+        if bound is not None:
+            project_max_norm(objective.weights, max_norm=bound)
+        lr = objective.lr
+        scheduler.after_step()
+        losses.append(objective.loss)
+        predicted.append(objective.predicted)
+    order = torch.cat(tuple(batches))
+    counts = torch.tensor([len(index) for index in batches], device=order.device)
+    wide = wide_dtype(order.device)
+    total = torch.stack(losses).to(wide).mul(counts).sum()
+    hits = (torch.cat(predicted) == objective.split.labels[order]).sum()
+    loss, accuracy = (torch.stack([total, hits.to(wide)]) / len(order)).tolist()
+    return Running(loss, accuracy, lr)
+
+
+class Objective:
+    """What one step minimises: called by the optimizer for the loss on the batch, with its gradient in place.
+
+    The loss is cross-entropy plus the regularizer's terms. `loss` and `predicted` keep what the first call on
+    a batch found without those terms: L-BFGS calls several times a step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        split: Split,
+        *,
+        regularizer: Regularizer,
+        precision: str,
+        chunk: int | None,
+    ):
+        self.model, self.optimizer, self.split = model, optimizer, split
+        self.regularizer, self.precision, self.chunk = regularizer, precision, chunk
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.weights = weights(self.parameters)
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def turn_to(self, index: Tensor) -> None:
+        """Take the batch at `index`; with `chunk` it passes the model in pieces whose gradients add up."""
+        sizes = batch_sizes(len(index), batch_size=self.chunk or len(index))
+        self.images = self.split.images.index_select(0, index).split(sizes)
+        self.labels = self.split.labels.index_select(0, index).split(sizes)
+        self.count = len(index)
+        self.fresh = True
+
+    def __call__(self) -> Tensor:
+        self.optimizer.zero_grad()
+        passes = [
+            self._descend(images, labels) for images, labels in zip(self.images, self.labels, strict=True)
+        ]
+        if self.fresh:
+            self.loss = _total([one.plain for one in passes])
+            self.predicted = torch.cat([one.predicted for one in passes])
+            self.fresh = False
+        objective = _total([one.objective for one in passes])
+        if self.regularizer.l1:
+            penalty = l1_penalty(self.weights, strength=self.regularizer.l1)
+            penalty.backward()
+            objective = objective + penalty.detach()
+        if self.regularizer.gradient_clipping is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.regularizer.gradient_clipping)
+        return objective
+
+    def _descend(self, images: Tensor, labels: Tensor) -> "_Pass":
+        """Add the gradient of one chunk, weighted by its share of the batch."""
+        smoothing = self.regularizer.label_smoothing
+        with autocast(self.precision, images.device):
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        logits = logits.detach()
+        plain = F.cross_entropy(logits, labels) if smoothing else loss.detach()
+        if len(labels) < self.count:
+            share = len(labels) / self.count
+            loss, plain = loss * share, plain * share
+        loss.backward()
+        return _Pass(loss.detach(), plain, logits.argmax(1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    objective: Tensor
+    plain: Tensor
+    predicted: Tensor
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+
+
+def ending(progress: Progress, *, diverged: bool, patience: int | None, epochs: int) -> str | None:
+    """Why training is over after this epoch, or None."""
+    if diverged:
+        return "diverged"
+    if progress.epoch >= epochs:
+        return "epochs"
+    return "early_stopping" if patience is not None and progress.stale >= patience else None
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """bf16: products in bfloat16, weights in float32. Entered anew each pass: it caches the cast weights."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def numerics(precision: str, device: torch.device) -> Iterator[None]:
+    """Global numeric modes for the time of one epoch.
+
+    Denormals are flushed to zero: the averages that Adam keeps of a dead unit's gradient decay to denormal
+    numbers and stay there, and its step then takes twice the time. On cuda, fp32 means IEEE and tf32 means
+    TF32, for matrix products and convolutions alike (torch's own default mixes them).
+    """
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if device.type == "cuda" else ()
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        for place, mode in zip(places, before, strict=True):
+            place.fp32_precision = mode
