@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fanin.errors import ConfigError, require
+from fanin.errors import ConfigError
 
 
 def read(path: Path) -> bytes:
@@ -57,9 +57,7 @@ def parse_table(content: bytes, *, columns: int, path: Path) -> np.ndarray:
     values = np.fromstring(
         content.replace(b"\n", b","), dtype=np.uint8, sep=","
     )  # 10x faster than genfromtxt
-    require(
-        values.size % columns == 0, "data", f"{path} must have {columns} columns", f"{values.size} values"
-    )
+    assert values.size % columns == 0, f"{path} was verified, and yet does not have {columns} columns"
     return values.reshape(-1, columns)
 
 

@@ -50,9 +50,9 @@ def as_dataset(loaded: Any, *, shape: Shape, classes: int) -> Dataset:
     """
     if isinstance(loaded, Dataset):
         loaded = (loaded.train, loaded.test)
-    pair = isinstance(loaded, Sequence) and len(loaded) == 2
-    rule = "the loader must return a fanin.data.Dataset or a pair (train, test)"
-    require(pair, "data._target_", rule, type(loaded).__name__)
+    if not (isinstance(loaded, Sequence) and len(loaded) == 2):
+        rule = "the loader must return a fanin.data.Dataset or a pair (train, test)"
+        raise ConfigError(f"data._target_: {rule}, got {type(loaded).__name__}")
     train, test = loaded
     return Dataset(
         train=_as_images(train, "training", shape=shape, classes=classes),
@@ -65,8 +65,9 @@ def _as_images(part: Any, name: str, *, shape: Shape, classes: int) -> Images:
     images, labels = _columns(part, name)
     require(images.ndim > 0 and labels.ndim > 0, "data", f"the {name} images and labels must be arrays", part)
     require(len(images) > 0, "data", f"the {name} set must hold at least one image", len(images))
-    counts = f"{len(images)} images and {len(labels)} labels"
-    require(len(images) == len(labels), "data", f"every {name} image needs one label", counts)
+    if len(images) != len(labels):
+        counts = f"{len(images)} images and {len(labels)} labels"
+        raise ConfigError(f"data: every {name} image needs one label, got {counts}")
     return Images(
         images=_pixels(_arrange(images, name, shape=shape), name),
         labels=_labels(labels, name, classes=classes),
@@ -76,7 +77,7 @@ def _as_images(part: Any, name: str, *, shape: Shape, classes: int) -> Images:
 def _columns(part: Any, name: str) -> tuple[Tensor, Tensor]:
     """All images and all labels of one part, as they come."""
     if isinstance(part, Images):
-        return part.images, part.labels
+        part = (part.images, part.labels)
     if isinstance(part, torch.utils.data.TensorDataset):
         part = part.tensors
     if isinstance(part, (tuple, list)) and len(part) == 2:
@@ -93,20 +94,24 @@ def _collect(part: Any, name: str) -> tuple[Tensor, Tensor]:
     images: list[Tensor] = []
     labels: list[Tensor] = []
     for index in range(len(part)):
-        item = part[index]
-        pair = isinstance(item, (tuple, list)) and len(item) == 2
-        require(
-            pair, "data", f"item {index} of the {name} set must be a pair (image, label)", type(item).__name__
-        )
-        image, label = _tensor(item[0], f"{name} image {index}"), _tensor(item[1], f"{name} label {index}")
-        same = not images or image.shape == images[0].shape
-        shapes = f"{tuple(image.shape)} after {tuple(images[0].shape) if images else ()}"
-        require(same, "data", f"{name} image {index} must have the shape of those before it", shapes)
+        image, label = _item(part[index], f"{name} set", index=index)
+        if images and image.shape != images[0].shape:
+            shapes = f"{tuple(image.shape)} after {tuple(images[0].shape)}"
+            raise ConfigError(
+                f"data: {name} image {index} must have the shape of those before it, got {shapes}"
+            )
         require(label.numel() == 1, "data", f"{name} label {index} must be one number", tuple(label.shape))
         images.append(image)
         labels.append(label.reshape(()))
     require(images, "data", f"the {name} set must hold at least one image", 0)
     return torch.stack(images), torch.stack(labels)
+
+
+def _item(item: Any, name: str, *, index: int) -> tuple[Tensor, Tensor]:
+    if not (isinstance(item, (tuple, list)) and len(item) == 2):
+        rule = f"item {index} of the {name} must be a pair (image, label)"
+        raise ConfigError(f"data: {rule}, got {type(item).__name__}")
+    return _tensor(item[0], f"image {index} of the {name}"), _tensor(item[1], f"label {index} of the {name}")
 
 
 def _tensor(values: Any, name: str) -> Tensor:
@@ -116,7 +121,8 @@ def _tensor(values: Any, name: str) -> Tensor:
         array = np.array(values)  # a copy: what the user's array does later must not reach a run
     except ValueError as error:
         raise ConfigError(f"data: the {name} do not form one array: {error}") from error
-    require(array.dtype.kind in "buif", "data", f"{name} must be numbers", f"an array of {array.dtype}")
+    if array.dtype.kind not in "buif":
+        raise ConfigError(f"data: the {name} must be real numbers, got an array of {array.dtype}")
     wide = array.dtype.kind == "u" and array.dtype != np.uint8  # torch does little with uint16 and up
     return torch.from_numpy(array.astype(np.int64) if wide else array)
 
@@ -140,24 +146,24 @@ def _pixels(images: Tensor, name: str) -> Tensor:
     if images.dtype == torch.uint8:
         return images
     if images.is_floating_point() or images.dtype == torch.bool:
-        finite = torch.isfinite(images).flatten(1).all(1)
-        first = int(finite.to(torch.uint8).argmin())
-        require(finite.all(), "data", f"{name} pixels must be finite", f"NaN or infinity in image {first}")
+        wrong = (~torch.isfinite(images)).flatten(1).any(1).nonzero()
+        if len(wrong):
+            where = f"NaN or infinity in image {int(wrong[0])}"
+            raise ConfigError(f"data: {name} pixels must be finite, got {where}")
         return images.to(torch.float32)
     require(not images.is_complex(), "data", f"{name} pixels must be real numbers", images.dtype)
     low, high = int(images.min()), int(images.max())
-    require(
-        0 <= low and high <= 255, "data", f"{name} pixels that are integers must lie in 0..255", [low, high]
-    )
+    rule = f"{name} pixels that are integers must lie in 0..255"
+    require(0 <= low and high <= 255, "data", rule, [low, high])
     return images.to(torch.uint8)
 
 
 def _labels(labels: Tensor, name: str, *, classes: int) -> Tensor:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    shape = tuple(labels.shape)
-    rule = f"{name} labels must be one class index an image (for one-hot rows take their argmax)"
-    require(labels.ndim == 1, "data", rule, f"the shape {shape}")
+    if labels.ndim != 1:
+        rule = f"{name} labels must be one class index an image (for one-hot rows take their argmax)"
+        raise ConfigError(f"data: {rule}, got the shape {tuple(labels.shape)}")
     whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     require(whole, "data", f"{name} labels must be integers", labels.dtype)
     labels = labels.to(torch.int64)

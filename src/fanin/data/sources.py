@@ -272,7 +272,8 @@ def _download(name: str, *, subfolder: str, root: Path) -> None:
                 os.replace(file, target / file.name)
     except (RuntimeError, OSError) as error:
         way = f"check the network, or put the files into {root / subfolder} (data=mnist_5k needs no download)"
-        raise ConfigError(f"data.download: {name} could not be downloaded: {error}; {way}") from error
+        reason = " ".join(str(error).split())  # torchvision's goes over several lines
+        raise ConfigError(f"data.download: {name} could not be downloaded: {reason}; {way}") from error
 
 
 @contextmanager
