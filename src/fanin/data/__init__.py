@@ -26,7 +26,7 @@ __all__ = [
     "cifar10", "digits", "fashion_mnist", "kmnist", "mnist", "mnist_5k", "npz",
 ]  # fmt: skip
 
-Loader = Any  # a callable
+Loader = Any  # a callable, which mypy would not believe to be a Source
 
 
 def check(

@@ -53,9 +53,9 @@ class IdxFiles:
     """
 
     folder: str  # torchvision's class name, too
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    md5: Mapping[str, str] = field(default_factory=dict)
-    outline: Outline = Outline(train=60_000, test=10_000, shape=(1, 28, 28), classes=10)
+    sha256: Mapping[str, str] = field(default_factory=dict, repr=False)
+    md5: Mapping[str, str] = field(default_factory=dict, repr=False)
+    outline: Outline = field(default=Outline(60_000, 10_000, shape=(1, 28, 28), classes=10), repr=False)
 
     def __call__(self, *, root: str, download: bool) -> Dataset:
         self.fetch(root=root, download=download)
@@ -113,10 +113,10 @@ class IdxFiles:
 class CifarBatches:
     """CIFAR-10's pickled batches, under `root`/`folder` or still in `root`/`archive`."""
 
-    md5: Mapping[str, str]
+    md5: Mapping[str, str] = field(repr=False)
     folder: str = "cifar-10-batches-py"
     archive: str = "cifar-10-python.tar.gz"
-    outline: Outline = Outline(train=50_000, test=10_000, shape=(3, 32, 32), classes=10)
+    outline: Outline = field(default=Outline(50_000, 10_000, shape=(3, 32, 32), classes=10), repr=False)
 
     def __call__(self, *, root: str, download: bool) -> Dataset:
         self.fetch(root=root, download=download)
@@ -167,8 +167,8 @@ class PackagedTable:
     package: str
     project: str  # the name to `pip install`
     file: str
-    sha256: str  # of the uncompressed content
-    outline: Outline
+    sha256: str = field(repr=False)  # of the uncompressed content
+    outline: Outline = field(repr=False)
     test: int
     white: int  # the largest pixel value
 
