@@ -55,7 +55,7 @@ class Spool:
         self._epochs = {record["epoch"] for record in records if record["kind"] == "epoch"}
 
     def append(self, kind: str, **fields: object) -> bool:
-        """Add a record, stamped with the time. False, and nothing written, for an epoch that is already there.
+        """Add a record, stamped with the time. False (nothing written) for an epoch already there.
 
         A resumed run repeats epochs: the first record of a point is the one that counts, with its time.
         """
@@ -97,7 +97,7 @@ class Spool:
 
 
 def encode(record: Record) -> bytes:
-    """One line of the spool. Floats keep all their digits; NaN and infinities are written as Python's json does."""
+    """One line of the spool. Floats keep all their digits; NaN and infinities are written as words."""
     text = json.dumps(record, separators=(",", ":"), default=float)[:-1]
     return (text + SEAL % zlib.crc32(text.encode()) + "\n").encode()
 
@@ -116,12 +116,7 @@ def read(path: str | Path, offset: int = 0) -> tuple[list[Record], int]:
     Safe beside a living writer: a line still being written is left for the next call. An `offset` that lies
     on no line boundary (the file was cut or replaced since) reads from the beginning.
     """
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        return [], 0
-    if offset > len(data) or (offset and data[offset - 1 : offset] != b"\n"):
-        offset = 0
+    data, offset = _read_from(Path(path), offset)
     records: list[Record] = []
     for position, line in _lines(data, offset):
         record = decode(line)
@@ -148,7 +143,8 @@ class Digest:
 
 
 def digest(records: Iterable[Record]) -> Digest:
-    attempts, started, end, epochs = 0, None, None, {}
+    attempts, started, end = 0, None, None
+    epochs: dict[int, Record] = {}
     for record in records:
         if record["kind"] == "epoch":
             epochs.setdefault(record["epoch"], record)
@@ -160,11 +156,24 @@ def digest(records: Iterable[Record]) -> Digest:
     return Digest(attempts, started, tuple(epochs[epoch] for epoch in sorted(epochs)), end)
 
 
-def _lines(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    """(position, line) of every line that is complete, that is, ends in a newline."""
-    while (stop := data.find(b"\n", offset)) >= 0:
-        yield offset, data[offset:stop]
-        offset = stop + 1
+def _read_from(path: Path, offset: int) -> tuple[bytes, int]:
+    """(bytes, where they begin): from `offset`, or from 0 if no line begins there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(offset - 1, 0))
+            if offset and file.read(1) != b"\n":
+                file.seek(offset := 0)
+            return file.read(), offset
+    except FileNotFoundError:
+        return b"", 0
+
+
+def _lines(data: bytes, begin: int) -> Iterator[tuple[int, bytes]]:
+    """(position in the file, line) of every line that is complete, that is, ends in a newline."""
+    start = 0
+    while (stop := data.find(b"\n", start)) >= 0:
+        yield begin + start, data[start:stop]
+        start = stop + 1
 
 
 def _owner(records: list[Record]) -> str:

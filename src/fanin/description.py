@@ -1,0 +1,103 @@
+"""What MLflow is told about a run besides its metrics: name, tags and params, in the characters it allows."""
+
+import getpass
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+LONGEST_KEY, LONGEST_NAME, LONGEST_TAG = 250, 250, 8000
+LONGEST_PARAM = 6000  # MLflow cuts what is longer without a word
+NOT_ON_A_RUN = {"study"}  # config groups that describe the study: they are on the parent run
+
+
+@dataclass(frozen=True)
+class Description:
+    name: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    files: dict[str, str]  # artifact path -> text: the params that are too long for MLflow, in full
+
+
+def describe_study(spec: Mapping) -> Description:
+    tags = {
+        "fanin.study": spec["study"],
+        "fanin.run": spec["key"],
+        "fanin.question": spec["question"],
+        "fanin.swept": json.dumps(spec["swept"]),
+        "fanin.metric": spec["metric"],
+        "fanin.direction": spec["direction"],
+    }
+    return Description(spec["name"][:LONGEST_NAME], clean_tags(source() | spec["tags"] | tags), {}, {})
+
+
+def describe_run(spec: Mapping, *, study: Mapping, parent: str) -> Description:
+    tags = {
+        "fanin.study": spec["study"],
+        "fanin.run": spec["key"],
+        "fanin.variant": spec["variant"],
+        "fanin.replicate": str(spec["replicate"]),
+        "mlflow.parentRunId": parent,
+    }
+    full = flatten(spec["config"], spec["choices"])
+    files = {f"params/{key.replace('/', '_')}.txt": text for key, text in full.items() if is_long(text)}
+    params = {key: abridge(text) for key, text in full.items()}
+    return Description(
+        spec["name"][:LONGEST_NAME], clean_tags(source() | study["tags"] | tags), params, files
+    )
+
+
+def flatten(config: Mapping, choices: Mapping) -> dict[str, str]:
+    """Dotted key -> text: `initializer`: the choice, `initializer.gain`: its argument, ..."""
+    pairs = {key: render(value) for key, value in leaves(config) if key.split(".")[0] not in NOT_ON_A_RUN}
+    names = {group: render(choice) for group, choice in choices.items()}
+    return {allowed(key): text for key, text in (names | pairs | names).items()}
+
+
+def leaves(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def render(value: object) -> str:
+    """As YAML spells it: null, true, 0.1, [256, 256]; a string as it is."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def allowed(key: str) -> str:
+    """`key` if MLflow takes it as a name, else one like it, told apart from all others by a hash.
+
+    MLflow takes letters, digits and `_-. :/`, at most 250 of them, and nothing that means another path.
+    """
+    clean = posixpath.normpath(re.sub(r"[^\w.\- :/]", "_", key)).lstrip("./")
+    if clean and clean == key and len(key) <= LONGEST_KEY:
+        return key
+    return f"{clean[: LONGEST_KEY - 9]}_{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def is_long(text: str) -> bool:
+    return len(text) > LONGEST_PARAM
+
+
+def abridge(text: str, *, longest: int = LONGEST_PARAM) -> str:
+    """At most `longest` characters, ending in a note if any had to go."""
+    note = f" ... ({len(text)} characters; in full among the artifacts)"
+    return text if len(text) <= longest else text[: longest - len(note)] + note
+
+
+def clean_tags(tags: Mapping[str, object]) -> dict[str, str]:
+    return {allowed(key): str(value)[:LONGEST_TAG] for key, value in tags.items() if value is not None}
+
+
+def source() -> dict[str, str]:
+    """The tags behind the UI's columns User and Source."""
+    tags = {"mlflow.source.name": "fanin", "mlflow.source.type": "LOCAL"}
+    try:
+        return tags | {"mlflow.user": getpass.getuser()}
+    except (KeyError, OSError):  # a container's user may have no name
+        return tags

@@ -1,0 +1,194 @@
+"""Brings the tracking store up to date with the spools: exactly once in effect.
+
+Delivery is at least once (shipped.json is written after the store has answered), and a repetition changes
+nothing: points carry the timestamps of their records, so MLflow's SQL stores keep one of equal ones; a run is
+looked for by its tags before it is created; a param is logged only where it is missing.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fanin import points, spool
+from fanin.description import Description, clean_tags, describe_run, describe_study
+from fanin.folders import Folder, Shipped, remembered
+from fanin.lock import exclusive
+from fanin.spool import Digest, Record, Spool, SpoolBusy
+from fanin.tracking import TrackedRun, Tracker, TrackingDown, TrackingForgot, TrackingRefused
+
+IDENTITY = ("fanin.study", "fanin.run", "mlflow.parentRunId")
+
+
+def ship(folder: Folder, *, tracker: Tracker) -> bool:
+    """Send what the store does not have yet of a run or a study; True if its end has been sent, too.
+
+    Raises TrackingDown or TrackingRefused, with nothing lost: call again, at any time, from any process.
+    """
+    with exclusive(folder.study.path / "shipping.lock"):
+        try:
+            return _ship(folder, tracker)
+        except TrackingForgot:  # another store at the same address: the spools have everything
+            tracker.forget()
+            folder.study.forget()
+            folder.forget()
+            return _ship(folder, tracker)
+
+
+def _ship(folder: Folder, tracker: Tracker) -> bool:
+    shipped = folder.shipped(tracker.uri)
+    records, offset = spool.read(folder.spool, shipped.offset)
+    if records:
+        _flush(folder.spool)
+        shipped = replace(_send(folder, tracker, shipped, records), offset=offset)
+        folder.remember(shipped)
+    if shipped.status == "FINISHED":
+        folder.tidy()
+    return shipped.status not in ("", "RUNNING")
+
+
+def _send(folder: Folder, tracker: Tracker, shipped: Shipped, records: Sequence[Record]) -> Shipped:
+    whole, _ = spool.read(folder.spool)
+    history = spool.digest(whole)
+    description = _describe(folder, tracker)
+    if not shipped.run:
+        shipped = _open(folder, tracker, shipped, description, started=whole[0]["time"])
+    fresh = points.epoch_points(records)
+    if history.end:
+        return _send_end(folder, tracker, shipped, description, whole, fresh)
+    if shipped.status != "RUNNING":  # a run that had ended was resumed
+        tracker.reopen(shipped.run)
+    tracker.log(shipped.run, points=fresh, tags={} if shipped.status == "RUNNING" else {"fanin.reason": ""})
+    return replace(shipped, status="RUNNING")
+
+
+def _send_end(
+    folder: Folder,
+    tracker: Tracker,
+    shipped: Shipped,
+    description: Description,
+    whole: Sequence[Record],
+    fresh: list[points.Point],
+) -> Shipped:
+    history = spool.digest(whole)
+    assert history.end
+    _upload(folder, tracker, shipped.run, description)
+    fresh = fresh + points.best_points(history) + points.end_points(whole, history)
+    tracker.log(shipped.run, points=fresh, tags=_end_tags(history))
+    tracker.end(shipped.run, status=history.end["status"], time=history.end["time"])
+    if shipped.doubtful:
+        _remove_doubles(folder, tracker, shipped.run, description)
+    return replace(shipped, status=history.end["status"], doubtful=False)
+
+
+def _describe(folder: Folder, tracker: Tracker) -> Description:
+    study = folder.study
+    if folder == study:
+        return describe_study(folder.spec())
+    parent = study.shipped(tracker.uri).run
+    if not parent:
+        _ship(study, tracker)
+        parent = study.shipped(tracker.uri).run
+        assert parent, f"{study.spool}: append a start record before any run of the study is shipped"
+    return describe_run(folder.spec(), study=study.spec(), parent=parent)
+
+
+def _open(
+    folder: Folder, tracker: Tracker, shipped: Shipped, description: Description, *, started: int
+) -> Shipped:
+    """Find the run, else create it: neither a crash nor a lost reply may make a second one."""
+    known = _find(folder, tracker, description)
+    if known:
+        run = known[0]
+    else:
+        if folder != folder.study:
+            tracker.check(description.tags["mlflow.parentRunId"])
+        folder.remember(replace(shipped, doubtful=True))
+        created = tracker.create(folder.study.path.name, description, started=started)
+        run = TrackedRun(created, "RUNNING", frozenset(), True)
+    missing = {key: value for key, value in description.params.items() if key not in run.params}
+    if missing:
+        tracker.log(run.id, params=missing)
+    shipped = replace(shipped, run=run.id, status=run.status)
+    folder.remember(shipped)
+    return shipped
+
+
+def _find(folder: Folder, tracker: Tracker, description: Description) -> list[TrackedRun]:
+    tags = {key: description.tags[key] for key in IDENTITY if key in description.tags}
+    return tracker.find(folder.study.path.name, tags)
+
+
+def _remove_doubles(folder: Folder, tracker: Tracker, run: str, description: Description) -> None:
+    """Delete what requests created whose reply was lost, if they were carried out after we looked."""
+    for other in _find(folder, tracker, description):
+        if other.id != run and other.empty:
+            tracker.delete(other.id)
+
+
+def _upload(folder: Folder, tracker: Tracker, run: str, description: Description) -> None:
+    for path, text in description.files.items():
+        target = folder.artifacts / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
+    if folder.artifacts.exists():
+        tracker.upload(run, folder.artifacts)
+
+
+def _end_tags(history: Digest) -> dict[str, str]:
+    end = history.end or {}
+    tags = {"fanin.reason": end.get("reason") or "", "fanin.attempts": str(history.attempts)}
+    if end.get("note"):
+        tags["mlflow.note.content"] = end["note"]
+    return clean_tags(tags | (end.get("tags") or {}))
+
+
+def _flush(path: Path) -> None:
+    """Put the spool on the disk for good: a power failure must not make it forget what the store knows."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    shipped: int  # runs and studies the store has in full
+    running: int  # that a living process still writes
+    ended: tuple[Folder, ...]  # whose process was gone, so that they were ended as KILLED
+    left: dict[Path, str]  # not in the store -> why
+
+
+def sync(project: str | Path, *, tracker: Tracker) -> SyncReport:
+    """Ship everything the project remembers, and end what died without a word."""
+    shipped, running, ended, left = 0, 0, [], {}
+    down = ""
+    for folder in remembered(Path(project).resolve()):
+        if _end_if_dead(folder):
+            ended.append(folder)
+        try:
+            if down:
+                raise TrackingDown(down)
+            complete = ship(folder, tracker=tracker)
+        except TrackingDown as error:  # would be down for the next ones, too
+            left[folder.path] = down = str(error)
+        except TrackingRefused as error:
+            left[folder.path] = str(error)
+        else:
+            shipped, running = shipped + complete, running + (not complete)
+    return SyncReport(shipped, running, tuple(ended), left)
+
+
+def _end_if_dead(folder: Folder) -> bool:
+    """End a run that has no end and no living writer, unless a living coordinator will see to it."""
+    if spool.digest(spool.read(folder.spool)[0]).end:
+        return False
+    try:
+        with Spool(folder.study.spool, wait=0) as study:
+            if folder == folder.study:
+                return study.append("end", status="KILLED", reason="its process died")
+            with Spool(folder.spool, wait=0) as run:
+                return run.append("end", status="KILLED", reason="its process died")
+    except SpoolBusy:
+        return False

@@ -1,0 +1,254 @@
+"""The only writer of MLflow: a tracking store in the words of this package, and what can go wrong with it.
+
+MLflow is imported and connected at the first use, by whoever ships; nothing here is on the training path.
+What is sent when, and why twice does no harm, is in shipping.py.
+"""
+
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fanin.description import Description
+from fanin.errors import ConfigError, require
+from fanin.lock import exclusive
+from fanin.points import Point
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Whoever ships retries with backoff; MLflow's own retries would hold a shut-down up for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+}
+REFUSALS = {
+    "BAD_REQUEST",
+    "CUSTOMER_UNAUTHORIZED",
+    "ENDPOINT_NOT_FOUND",
+    "INVALID_PARAMETER_VALUE",
+    "PERMISSION_DENIED",
+    "RESOURCE_ALREADY_EXISTS",
+    "UNAUTHENTICATED",
+}
+
+
+class TrackingDown(RuntimeError):
+    """The tracking store cannot be reached now; trying again later may work."""
+
+
+class TrackingRefused(RuntimeError):
+    """The tracking store answered no; trying again will not help."""
+
+
+class TrackingForgot(TrackingRefused):
+    """The store does not have a run or experiment that it had: it was replaced by another."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as the store has it."""
+
+    id: str
+    status: str
+    params: frozenset[str]
+    empty: bool  # without any metric
+
+
+class Tracker:
+    """The tracking store of a project: `uri`, else $MLFLOW_TRACKING_URI, else SQLite in the project folder.
+
+    `artifacts` is where files go without a server (default ./mlartifacts); a server has its own.
+    Raises ConfigError for a URI that MLflow could not open. Every method raises TrackingDown, TrackingRefused.
+    """
+
+    def __init__(
+        self, *, project: str | Path = ".", uri: str | None = None, artifacts: str | Path | None = None
+    ):
+        self.project = Path(project).resolve()
+        self.uri = resolve(uri, project=self.project)
+        self._artifacts = self.project / (artifacts or "mlartifacts")
+        self._experiments: dict[str, str] = {}  # name -> id
+        self._checked: set[str] = set()  # runs known to exist
+
+    def connect(self) -> None:
+        """Create or open the store now rather than at the first use."""
+        with self._translated():
+            self._client.search_experiments(max_results=1)
+
+    def find(self, experiment: str, tags: Mapping[str, str]) -> list[TrackedRun]:
+        """The runs with all these tags, the oldest first."""
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+        order = ["attributes.start_time", "attributes.run_id"]
+        with self._translated():
+            runs = self._client.search_runs([self._experiment(experiment)], query, order_by=order)
+        return [
+            TrackedRun(run.info.run_id, run.info.status, frozenset(run.data.params), not run.data.metrics)
+            for run in runs
+        ]
+
+    def create(self, experiment: str, description: Description, *, started: int) -> str:
+        """A new run's id. If no answer comes, the run may exist all the same."""
+        with self._translated():
+            run = self._client.create_run(
+                self._experiment(experiment),
+                start_time=started,
+                tags=description.tags,
+                run_name=description.name,
+            )
+        return run.info.run_id
+
+    def log(
+        self,
+        run: str,
+        *,
+        points: Sequence[Point] = (),
+        tags: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        """One batch; MLflow's client cuts it into the sizes the server takes."""
+        with self._translated():
+            from mlflow.entities import Metric, Param, RunTag
+
+            self._client.log_batch(
+                run,
+                metrics=[Metric(point.key, point.value, point.time, point.step) for point in points],
+                params=[Param(key, value) for key, value in (params or {}).items()],
+                tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+            )
+
+    def upload(self, run: str, folder: Path) -> None:
+        with self._translated():
+            self._client.log_artifacts(run, str(folder))
+
+    def end(self, run: str, *, status: str, time: int) -> None:
+        with self._translated():
+            self._client.set_terminated(run, status, time)
+
+    def reopen(self, run: str) -> None:
+        with self._translated():
+            self._client.update_run(run, status="RUNNING")
+
+    def delete(self, run: str) -> None:
+        with self._translated():
+            self._client.delete_run(run)
+
+    def check(self, run: str) -> None:
+        """Raise TrackingForgot if the store has no such run. Asked once per run."""
+        if run not in self._checked:
+            with self._translated():
+                self._client.get_run(run)
+            self._checked.add(run)
+
+    def forget(self) -> None:
+        """Drop what was remembered of a store that was replaced."""
+        self._experiments.clear()
+        self._checked.clear()
+
+    def _experiment(self, name: str) -> str:
+        if name not in self._experiments:
+            self._experiments[name] = self._find_experiment(name) or self._create_experiment(name)
+        return self._experiments[name]
+
+    def _find_experiment(self, name: str) -> str | None:
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            return None
+        if experiment.lifecycle_stage != "active":
+            number = experiment.experiment_id
+            raise TrackingRefused(
+                f"the experiment {name!r} is deleted in MLflow; "
+                f"`mlflow experiments restore --experiment-id {number}` brings it back"
+            )
+        return experiment.experiment_id
+
+    def _create_experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        location = None if self.uri.startswith("http") else (self._artifacts / name).as_uri()
+        try:
+            return self._client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            found = self._find_experiment(name)  # another machine was quicker
+            if found is None:
+                raise error
+            return found
+
+    @cached_property
+    def _client(self) -> "MlflowClient":
+        """MLflow's client. Two processes creating one SQLite store at once break it for good: one by one."""
+        _configure()
+        from mlflow.tracking import MlflowClient
+
+        database = sqlite_file(self.uri)
+        if database is None:
+            return MlflowClient(self.uri)
+        with exclusive(database.with_name(database.name + ".lock")):
+            client = MlflowClient(self.uri)
+            client.search_experiments(max_results=1)
+            with closing(sqlite3.connect(database)) as connection:
+                connection.execute(
+                    "PRAGMA journal_mode=WAL"
+                )  # readers and the writer never wait for each other
+        return client
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise what MLflow and what is below it raise as TrackingDown, TrackingRefused or TrackingForgot."""
+        _configure()
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except MlflowException as error:
+            raise _kind(error.error_code)(f"{self.uri}: {_first_line(error)}") from error
+        except (OSError, SQLAlchemyError) as error:
+            raise TrackingDown(f"{self.uri}: {_first_line(error)}") from error
+
+
+def resolve(uri: str | None, *, project: Path) -> str:
+    """The URI in full: `uri`, $MLFLOW_TRACKING_URI or the default; SQLite paths relative to the project."""
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    scheme = uri.split("://")[0]
+    if scheme == "postgresql":
+        raise ConfigError(
+            "MLFLOW_TRACKING_URI: a URI must name its driver, as in 'postgresql+psycopg://...', "
+            f"got {uri.split('@')[-1]!r}"
+        )
+    known = scheme in ("http", "https", "sqlite") or scheme.startswith(("postgresql+", "mysql+", "mssql+"))
+    require(
+        known, "MLFLOW_TRACKING_URI", "must be a sqlite:///, http(s):// or postgresql+psycopg:// URI", uri
+    )
+    database = sqlite_file(uri)
+    return uri if database is None else f"sqlite:///{project / database}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _configure() -> None:
+    """Before MLflow is imported, which reads some of these then. What the user has set stays."""
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    for noisy in ("alembic", "mlflow.store.db.utils"):  # what fails is raised, and reported by whoever ships
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+
+
+def _kind(code: str) -> type[RuntimeError]:
+    if code == "RESOURCE_DOES_NOT_EXIST":
+        return TrackingForgot
+    return TrackingRefused if code in REFUSALS else TrackingDown
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
