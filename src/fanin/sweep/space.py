@@ -1,7 +1,7 @@
 """The space of a study: axes, each with its values or its interval, and the grid they span.
 
-An axis is one decision. Usually it sets one key (`optimizer.lr`); zipped keys and explicit points set several at
-once. Everything is kept as text of Hydra's override grammar, so that a point of the space is a list of
+An axis is one decision. Usually it sets one key (`optimizer.lr`); zipped keys and explicit points set several
+at once. Everything is kept as text of Hydra's override grammar, so that a point of the space is a list of
 overrides and `[dropout,batchnorm]` or `'a b'` survive the trip.
 """
 
@@ -46,10 +46,10 @@ class Axis:
     """One decision of the space.
 
     `key` is as typed, with `+`, `++` and `@package`; zipped keys are joined by `|`; explicit points share the
-    key `points`. `kind` is choice, range, zip, points (these have `values`, and can be enumerated), or interval
-    (floats) and int (integers) from `low` to `high`, both included. A range has bounds and `step` too: a search
-    takes it as an ordered number, not as a set of names. `assignments` says what each value of a zip or of
-    points stands for.
+    key `points`. `kind` is choice, range, zip, points (these have `values`, and can be enumerated), or
+    interval (floats) and int (integers) from `low` to `high`, both included. A range has bounds and `step`
+    too: a search takes it as an ordered number, not as a set of names. `assignments` says what each value of
+    a zip or of points stands for.
     """
 
     key: str
@@ -102,8 +102,11 @@ class Axis:
         return {self.key: value}
 
     def locate(self, point: Mapping[str, str]) -> str | None:
-        """The value this axis has at `point` (its own spelling); None where it offers no such value."""
+        """The value this axis has at `point` (its own spelling); None where it offers no such value. A zip
+        and explicit points are found by the keys they set, or by their name."""
         known = {bare(key): text for key, text in point.items()}
+        if self.assignments and self.name in known:
+            return known[self.name] if known[self.name] in self.values else None
         if self.assignments:
             pairs = zip(self.values, self.assignments, strict=True)
             return next((value for value, assignment in pairs if _covers(known, assignment)), None)
@@ -154,7 +157,7 @@ class Space:
             if axis.kind not in DISCRETE:
                 raise ConfigError(
                     f"{axis.key}: {axis.text} has no list of values, so a grid cannot contain it; write "
-                    f"range({axis.low:g},{axis.high:g},step) or a list, or search it: hydra/sweeper=tpe or random"
+                    f"range({axis.low:g},{axis.high:g},step) or a list, or search it: hydra/sweeper=tpe"
                 )
         size = self.size
         assert size is not None

@@ -1,0 +1,193 @@
+"""Optuna's journal file, owned by one coordinator: repaired before it is opened, appended to cheaply.
+
+Optuna's own file backend takes a lock and syncs the disk for each of the dozen records of a trial, because
+many processes may write. Here one process writes; a record is one `write` call, which survives a kill of the
+process, and `sync` makes a finished trial survive a power cut. The format is Optuna's, so optuna-dashboard
+and `optuna.load_study` read the file as it is.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from fanin.errors import ConfigError, require, unknown
+
+log = logging.getLogger(__name__)
+
+SPACE = "fanin.space"  # our mark on the study: the axes it was asked about
+
+
+class Journal(JournalFileBackend):
+    """A journal file with one writer."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        repair(path)
+        super().__init__(str(path))
+        self.path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        data = b"".join(json.dumps(entry, separators=(",", ":")).encode() + b"\n" for entry in logs)
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        try:
+            start = os.fstat(descriptor).st_size
+            written = os.write(descriptor, data)
+            if written < len(data):  # a full disk: take the torn record back, so that the file stays readable
+                os.ftruncate(descriptor, start)
+                raise OSError(f"{self.path}: the disk took {written} of {len(data)} bytes")
+        finally:
+            os.close(descriptor)
+
+    def sync(self) -> None:
+        """Put what was appended on the disk."""
+        descriptor = os.open(self.path, os.O_WRONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def open_study(
+    path: Path,
+    name: str,
+    *,
+    directions: Sequence[str],
+    space: Mapping[str, str],
+    kinds: Mapping[str, BaseDistribution],
+    extend: bool,
+) -> tuple[optuna.Study, Journal]:
+    """Open or create the study `name`. `space` describes its axes (name -> text), `kinds` are their
+    distributions. A study of another space is taken over with `extend`, else refused (ConfigError), like
+    another direction."""
+    study, journal = _load(path, name, directions)
+    found = [direction.name.lower() for direction in study.directions]
+    require(
+        found == list(directions),
+        "study.direction",
+        f"the study {name} was begun with {found}",
+        list(directions),
+    )
+    before = study.user_attrs.get(SPACE)
+    if before is not None and before != dict(space):
+        if not extend:
+            changed = sorted(key for key in {*before, *space} if before.get(key) != space.get(key))
+            raise ConfigError(
+                f"study {name}: its space has changed in {', '.join(changed)}; take the earlier trials over "
+                "with --extend, or start again with --new"
+            )
+        rewrite(path, name, kinds)
+        study, journal = _load(path, name, directions)
+    if before != dict(space):
+        study.set_user_attr(SPACE, dict(space))
+    return study, journal
+
+
+def _load(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.Study, Journal]:
+    journal = Journal(path)
+    study = optuna.create_study(
+        study_name=name,
+        storage=JournalStorage(journal),
+        directions=[StudyDirection[direction.upper()] for direction in directions],
+        load_if_exists=True,
+    )
+    return study, journal
+
+
+def repair(path: Path) -> int:
+    """Cut the journal before its first record that cannot be read; returns the number of bytes cut.
+
+    A process killed in the middle of a write, or a full disk, leaves a torn last line, to which the next
+    record would be glued: from then on Optuna could not open the file at all. Bytes that are cut are kept
+    beside it.
+    """
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    good = 0
+    for line in data.splitlines(keepends=True):
+        if not _readable(line):
+            break
+        good += len(line)
+    cut = data[good:]
+    if cut:
+        path.with_name(path.name + ".cut").write_bytes(cut)
+        with path.open("r+b") as file:
+            file.truncate(good)
+        log.warning("%s: cut %d unreadable bytes at the end (kept in %s.cut)", path, len(cut), path.name)
+    return len(cut)
+
+
+def _readable(line: bytes) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def rewrite(path: Path, name: str, distributions: Mapping[str, BaseDistribution]) -> None:
+    """Write the study `name` anew with wider `distributions` (parameter name -> distribution).
+
+    Optuna refuses other choices under the name of an old parameter, and TPE ignores a parameter whose bounds
+    changed. So the trials are copied, numbers and states kept, into a new file that then replaces the old
+    one. Raises ConfigError when a finished trial lies outside the new space.
+    """
+    old = optuna.load_study(study_name=name, storage=JournalStorage(Journal(path)))
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    backend = Journal(draft)
+    new = optuna.create_study(study_name=name, storage=JournalStorage(backend), directions=old.directions)
+    for key, value in old.user_attrs.items():
+        new.set_user_attr(key, value)
+    for trial in old.get_trials(deepcopy=False):
+        new.add_trial(_moved(trial, distributions))
+    backend.sync()
+    os.replace(draft, path)
+
+
+def _moved(trial: FrozenTrial, distributions: Mapping[str, BaseDistribution]) -> FrozenTrial:
+    try:
+        moved = create_trial(
+            state=trial.state,
+            values=trial.values,
+            params=trial.params,
+            distributions={name: distributions.get(name, old) for name, old in trial.distributions.items()},
+            user_attrs=trial.user_attrs,
+            system_attrs=trial.system_attrs,
+            intermediate_values=trial.intermediate_values,
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"study: trial {trial.number} ({trial.params}) lies outside the new space, and an extension only "
+            "adds points; keep the old values in the space, or start again with --new"
+        ) from error
+    moved.datetime_start, moved.datetime_complete = trial.datetime_start, trial.datetime_complete
+    return moved
+
+
+def best_points(path: Path, *, name: str) -> list[dict[str, str]]:
+    """The points of the complete trials of the search `name`, best first (by its first objective), as axis
+    name -> text. Reads only. Raises ConfigError when there is no such file or search."""
+    require(path.exists(), "study.warm_start", "the other study must have been searched", str(path))
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    names = [study.study_name for study in storage.get_all_studies()]
+    if name not in names:
+        raise unknown("study.warm_start", name, names)
+    study = optuna.load_study(study_name=name, storage=storage)
+    trials = [t for t in study.get_trials(states=(TrialState.COMPLETE,)) if math.isfinite(t.values[0])]
+    sign = 1.0 if study.directions[0] == StudyDirection.MINIMIZE else -1.0
+    ordered = sorted(trials, key=lambda trial: (sign * trial.values[0], trial.number))
+    points = [{key: str(value) for key, value in trial.params.items()} for trial in ordered]
+    return [point for i, point in enumerate(points) if point not in points[:i]]

@@ -1,0 +1,71 @@
+"""The choices of `hydra/sweeper` and of `hydra/sweeper/pruner`.
+
+Hydra imports this file at the start of every Hydra program on the machine, so it imports nothing but Hydra.
+An option of null means Optuna's default, whatever it is in the installed version; the options are listed so
+that they can be set without a `+`, and so that `--cfg hydra` shows them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional  # noqa: UP035
+
+from hydra.core.config_store import ConfigStore
+
+SAMPLERS: dict[str, list[str]] = {
+    "grid": [],
+    "random": [],
+    "tpe": ["n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar"],
+    "gp": ["n_startup_trials", "deterministic_objective"],
+    "cmaes": [
+        "n_startup_trials",
+        "popsize",
+        "consider_pruned_trials",
+        "use_separable_cma",
+        "with_margin",
+        "lr_adapt",
+    ],
+    "qmc": ["qmc_type", "scramble"],
+    "nsgaii": ["population_size", "mutation_prob", "crossover_prob", "swapping_prob"],
+}
+
+# Given values are those that Optuna leaves to us (it has no default), or that its own examples use.
+PRUNERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "median": dict.fromkeys(["n_startup_trials", "n_warmup_steps", "interval_steps", "n_min_trials"]),
+    "percentile": {
+        "percentile": 25.0,
+        **dict.fromkeys(["n_startup_trials", "n_warmup_steps", "interval_steps", "n_min_trials"]),
+    },
+    "hyperband": dict.fromkeys(["min_resource", "max_resource", "reduction_factor"]),
+    "halving": dict.fromkeys(["min_resource", "reduction_factor", "min_early_stopping_rate"]),
+    "patient": {"patience": 5, "min_delta": None, "wrapped": None},
+    "threshold": dict.fromkeys(["lower", "upper", "n_warmup_steps", "interval_steps"]),
+    "wilcoxon": dict.fromkeys(["p_threshold", "n_startup_steps"]),
+}
+
+
+@dataclass
+class FaninSweeperConfig:
+    """`params` is the space, in Hydra's override grammar. The search ends with `max_trials` trials (in all,
+    also across resumes; a grid ends by itself), after `timeout` seconds, or when the metric reaches `target`,
+    whichever comes first."""
+
+    defaults: List[Any] = field(default_factory=lambda: [{"pruner": "none"}])  # noqa: UP006
+    _target_: str = "hydra_plugins.fanin_sweeper.sweeper.FaninSweeper"
+    sampler: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006
+    pruner: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006
+    params: Optional[Dict[str, Any]] = None  # noqa: UP006, UP045
+    max_trials: Optional[int] = None  # noqa: UP045
+    timeout: Optional[float] = None  # noqa: UP045
+    target: Optional[float] = None  # noqa: UP045
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    for name, options in SAMPLERS.items():
+        node = FaninSweeperConfig(sampler={"name": name, **dict.fromkeys(options)})
+        store.store(group="hydra/sweeper", name=name, node=node, provider="fanin")
+    for name, given in PRUNERS.items():
+        store.store(group="hydra/sweeper/pruner", name=name, node={"name": name, **given}, provider="fanin")
+
+
+_register()
