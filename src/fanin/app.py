@@ -103,7 +103,11 @@ def _sweep(options: argparse.Namespace) -> int:
     studies = sorted(path.stem for path in Path("sweeps").glob("*.yaml"))
     name = Path(options.study).stem if options.study.endswith((".yaml", ".yml")) else options.study
     if name not in studies:
-        raise unknown("study", name, studies) if studies else ConfigError("no sweeps/ folder here: run fanin in a project")
+        raise (
+            unknown("study", name, studies)
+            if studies
+            else ConfigError("no sweeps/ folder here: run fanin in a project")
+        )
     return launch.multirun([f"+sweeps={name}", *options.overrides], _launch_options(options))
 
 
@@ -122,7 +126,9 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    raise ConfigError("report: not part of this version yet; `fanin results` and the MLflow UI show the study")
+    raise ConfigError(
+        "report: not part of this version yet; `fanin results` and the MLflow UI show the study"
+    )
 
 
 def _ui(options: argparse.Namespace) -> int:

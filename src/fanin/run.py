@@ -27,7 +27,8 @@ from fanin.evaluation import Evaluation, evaluate
 from fanin.randomness import Streams
 from fanin.spool import Spool
 from fanin.stats import LayerStats
-from fanin.train import EpochRecord, fit
+from fanin.train import batch_sizes, fit
+from fanin.train import check as check_training
 
 PROBE = 256  # held-out images the per-layer statistics look at
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
@@ -41,10 +42,6 @@ class Channel(Protocol):
     def ask(self, kind: str, payload: Any) -> Any: ...
 
 
-class Pruned(Exception):
-    """The coordinator judged a record and wants no more of this run."""
-
-
 @dataclass(frozen=True)
 class Parts:
     """What a run trains, built from its configuration."""
@@ -54,7 +51,6 @@ class Parts:
     schedule: schedulers.Schedule
     regularizer: regularizers.Regularizer
     streams: Streams
-    batch_size: int | str  # images a step, or "full"
 
 
 class Trainer:
@@ -67,19 +63,20 @@ class Trainer:
 
     def __call__(self, kind: str, payload: Any, channel: Channel) -> Any:
         if kind == "check":
-            return [complaint(spec["config"]) for spec in payload]
+            return [complaint(config) for config in payload]
         if kind == "devices":
-            return {"cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+            return {"device": resolve_device(payload).type, "cuda": torch.cuda.device_count()}
         if kind == "fetch":
-            return data.fetch(*_target(payload["data"], "data"))
+            loader, options = _target(payload["data"], "data")
+            return data.fetch(loader, **options)
         if kind == "estimate":
-            return self.seconds_per_epoch(payload["config"])
+            return self.seconds_per_epoch(payload)
         assert kind == "run", kind
         return self.run(payload, channel)
 
     def run(self, payload: Mapping[str, Any], channel: Channel) -> None:
         """Train one run and record it; its end is in the spool whichever way it ends."""
-        folder, config = Path(payload["folder"]), payload["spec"]["config"]
+        folder = Path(payload["folder"])
         with Spool(folder / "spool.jsonl") as log:
             log.append("start")
             began = time.monotonic()
@@ -87,15 +84,23 @@ class Trainer:
                 end = self._train(payload, log, channel)
             except BaseException as error:  # recorded, then raised on: an interruption is not an Exception
                 status = "FAILED" if isinstance(error, Exception) else "KILLED"
-                log.append("end", status=status, reason=_reason(error), metrics={}, step=0, seconds=time.monotonic() - began)
+                log.append(
+                    "end",
+                    status=status,
+                    reason=_reason(error),
+                    metrics={},
+                    step=0,
+                    seconds=time.monotonic() - began,
+                )
                 raise
             log.append("end", **end)
-        del config
 
     def seconds_per_epoch(self, config: Mapping[str, Any], *, batches: int = 12) -> float:
         """Measured on a few batches, scaled to an epoch."""
         split = self._split(config)
-        parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
+        parts = build(
+            config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train)
+        )
         size = len(split.train) if parts.batch_size == "full" else int(parts.batch_size) * batches
         few = data.Split(**{**vars(split), "train": split.train[:size]})
         progress = Progress()
@@ -106,7 +111,9 @@ class Trainer:
     def _train(self, payload: Mapping[str, Any], log: Spool, channel: Channel) -> dict[str, Any]:
         folder, config = Path(payload["folder"]), payload["spec"]["config"]
         split = self._split(config)
-        parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
+        parts = build(
+            config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train)
+        )
         progress = resume(folder / "checkpoint.pt", parts)
         tell = channel.ask if payload["judged"] else channel.send
         reason, saved = None, time.monotonic()
@@ -117,21 +124,32 @@ class Trainer:
                 reason = f"pruned: {verdict}"
                 break
             if time.monotonic() - saved >= payload["checkpoint"] and record.epoch < config["epochs"]:
-                save(folder / "checkpoint.pt", capture(parts.model, parts.optimizer, parts.schedule, progress))
+                save(
+                    folder / "checkpoint.pt", capture(parts.model, parts.optimizer, parts.schedule, progress)
+                )
                 saved = time.monotonic()
         if reason is None and progress.ended != "epochs":
             reason = progress.ended
         return self._conclude(config, parts, split, progress, folder=folder, reason=reason)
 
     def _conclude(
-        self, config: Mapping[str, Any], parts: Parts, split: data.Split, progress: Progress, *, folder: Path, reason: str | None
+        self,
+        config: Mapping[str, Any],
+        parts: Parts,
+        split: data.Split,
+        progress: Progress,
+        *,
+        folder: Path,
+        reason: str | None,
     ) -> dict[str, Any]:
         """Save the weights, show the test set to them (once), draw the pictures."""
         artifacts = folder / "artifacts"
         artifacts.mkdir(exist_ok=True)
         save(artifacts / "last.pt", parts.model.state_dict())
         save(artifacts / "best.pt", progress.best_state or parts.model.state_dict())
-        (artifacts / "config.yaml").write_text(yaml.dump(dict(config), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False))
+        (artifacts / "config.yaml").write_text(
+            yaml.dump(dict(config), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+        )
         pruned = (reason or "").startswith("pruned")
         metrics = {}
         if not pruned:
@@ -148,15 +166,22 @@ class Trainer:
             "seconds": progress.seconds,
         }
 
-    def _fit(self, config: Mapping[str, Any], parts: Parts, split: data.Split, *, progress: Progress, epochs: int) -> Any:
+    def _fit(
+        self, config: Mapping[str, Any], parts: Parts, split: data.Split, *, progress: Progress, epochs: int
+    ) -> Any:
         probe = split.val[:PROBE]
-        stats = LayerStats(parts.model, split.images[probe], split.labels[probe]) if config["stats"] != "off" else None
+        stats = (
+            LayerStats(parts.model, images=split.images[probe], labels=split.labels[probe])
+            if config["stats"] != "off"
+            else None
+        )
         return fit(
             parts.model,
             parts.optimizer,
             split,
             epochs=epochs,
-            batch_size=parts.batch_size,
+            batch_size=config["batch_size"],
+            batch=config["optimizer"]["batch"],
             streams=parts.streams,
             scheduler=parts.schedule,
             regularizer=parts.regularizer,
@@ -167,7 +192,8 @@ class Trainer:
 
     def _split(self, config: Mapping[str, Any]) -> data.Split:
         device = resolve_device(config["hardware"]["device"])
-        key = json.dumps([config["data"], str(device)], sort_keys=True)
+        sizes = ("val", "n_train")
+        key = json.dumps([{k: v for k, v in config["data"].items() if k not in sizes}, str(device)], sort_keys=True)
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = None  # free the old data before the new is loaded
             loader, options = _target(config["data"], "data")
@@ -191,29 +217,40 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
     optimizer = optimizers.build(
         factory, model.parameters(), weight_decay=config["regularization"]["weight_decay"], **options
     )
-    full = config["optimizer"]["batch"] == "full"
-    batch_size = "full" if full else config["batch_size"]
-    steps = 1 if full else -(-train_size // config["batch_size"])
+    sizes = {"batch_size": config["batch_size"], "batch": config["optimizer"]["batch"]}
+    check_training(
+        model,
+        epochs=config["epochs"],
+        count=train_size,
+        precision=config["hardware"]["precision"],
+        device=str(resolve_device(config["hardware"]["device"])),
+        **sizes,
+    )
     factory, options = _target(config["scheduler"], "scheduler")
+    steps = len(batch_sizes(train_size, **sizes))
     schedule = schedulers.build(factory, optimizer, epochs=config["epochs"], steps_per_epoch=steps, **options)
-    return Parts(model, optimizer, schedule, regularizer, streams, batch_size)
+    return Parts(model, optimizer, schedule, regularizer, streams)
 
 
-def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams) -> nn.Module:
+def build_model(
+    config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams
+) -> nn.Module:
     """The initialized model, drawn on the CPU and moved to `device`, so that every device starts from the same weights."""
     regularization = config["regularization"]
     factory, options = _target(config["model"], "model")
-    torch.manual_seed(streams.derive("init", "constructor"))  # for what a user's class draws while it is built
+    torch.manual_seed(
+        streams.derive("init", "constructor")
+    )  # for what a user's class draws while it is built
     meta = str(device) == "meta"
-    with torch.device("meta" if meta else "cpu"):
-        model = models.build(
-            factory,
-            in_shape=tuple(shape),
-            classes=config["data"]["classes"],
-            norm=regularization["norm"],
-            dropout=regularization["dropout"],
-            options=options,
-        )
+    make = models.draft if meta else models.build
+    model = make(
+        factory,
+        in_shape=tuple(shape),
+        classes=config["data"]["classes"],
+        norm=regularization["norm"],
+        dropout=regularization["dropout"],
+        options=options,
+    )
     function, options = _target(config["initializer"], "initializer")
     bias = options.pop("bias")
     initializers.initialize(model, weight=initializers.bind(function, options), bias=bias, streams=streams)
@@ -237,15 +274,6 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     hardware = config["hardware"]
     if hardware["compile"] not in COMPILE_MODES:
         raise unknown("hardware.compile", hardware["compile"], COMPILE_MODES)
-    device = resolve_device(hardware["device"])
-    if hardware["precision"] not in ("fp32", "bf16", "tf32"):
-        raise unknown("hardware.precision", hardware["precision"], ("fp32", "bf16", "tf32"))
-    require(
-        hardware["precision"] != "tf32" or device.type == "cuda",
-        "hardware.precision",
-        "tf32 is a mode of NVIDIA GPUs; this run would use",
-        device.type,
-    )
 
 
 def complaint(config: Mapping[str, Any]) -> str | None:
@@ -267,7 +295,12 @@ def resolve_device(name: str) -> torch.device:
         return torch.device(next(device for device, available in there.items() if available))
     if name not in there:
         raise unknown("hardware.device", name, ["auto", *there])
-    require(there[name], "hardware.device", f"this machine has no {name} that torch {torch.__version__} can use", name)
+    require(
+        there[name],
+        "hardware.device",
+        f"this machine has no {name} that torch {torch.__version__} can use",
+        name,
+    )
     return torch.device(name)
 
 
@@ -311,18 +344,24 @@ def load_model(folder: Path, weights: str = "best") -> nn.Module:
 
 def draw(test: Evaluation, split: data.Split, folder: Path) -> None:
     """A confusion matrix, and test images with their true and predicted labels."""
-    truth, predicted = split.test_labels.cpu().numpy(), test.predicted.cpu().numpy()
+    truth, predicted = split.test_labels.cpu(), test.predicted.cpu()
     matrix = pictures.confusion_matrix(truth, predicted, classes=split.classes)
     np.savetxt(folder / "confusion_matrix.csv", matrix, fmt="%d", delimiter=",")
     pictures.draw_confusion(matrix).save(folder / "confusion_matrix.png")
-    pictures.draw_samples(split.test_images.cpu().numpy(), truth, predicted, count=40).save(folder / "test_images.png")
+    pictures.draw_samples(split.test_images.cpu(), truth, predicted, count=40).save(folder / "test_images.png")
 
 
 def environment() -> dict[str, str]:
     """Versions that decide a run's numbers."""
-    return {"python": platform.python_version(), "platform": platform.platform()} | {p: version(p) for p in PACKAGES}
+    return {"python": platform.python_version(), "platform": platform.platform()} | {
+        p: version(p) for p in PACKAGES
+    }
 
 
 def _reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
-    return text if isinstance(error, ConfigError) or not isinstance(error, Exception) else f"{type(error).__name__}: {text}"
+    return (
+        text
+        if isinstance(error, ConfigError) or not isinstance(error, Exception)
+        else f"{type(error).__name__}: {text}"
+    )

@@ -1,15 +1,13 @@
-"""A study's folder, `.fanin/<study>/`: who owns it now, which question it holds, and its runs' outcomes.
+"""A study's state on disk, `.fanin/<study>/` (see folders.py): who owns it now, which question it holds, and how
+its runs ended.
 
-    study.json            the question's identity, as first asked (or extended)
-    lock                  the live owner; the kernel releases the lock when the owner dies, however it dies
-    journal.log           Optuna's storage, for searches
-    runs/<run key>/       run.json, spool.jsonl, checkpoint.pt, artifacts/
+    study.json    the question's identity, as first asked (or extended since)
+    spool.jsonl   the study's own record; the live owner holds its lock, which the kernel drops when it dies
+    journal.log   Optuna's storage, for searches
 """
 
-import fcntl
 import json
 import os
-import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +16,8 @@ from typing import Any
 
 from fanin import spool
 from fanin.errors import ConfigError
+from fanin.folders import Folder
+from fanin.spool import Spool, SpoolBusy
 from fanin.sweep.study import check_extension, difference
 
 
@@ -34,35 +34,33 @@ class Outcome:
     @property
     def final(self) -> bool:
         """Nothing left to do: finished (diverged included) or pruned, not failed or interrupted."""
-        return self.status == "FINISHED" or (self.reason or "").startswith("pruned")
+        return self.status == "FINISHED" or self.pruned
+
+    @property
+    def pruned(self) -> bool:
+        return self.status == "KILLED" and (self.reason or "").startswith("pruned")
 
 
 class StudyFolder:
-    """Opened by the one process that owns the study; `close` (or death) gives it up."""
+    """Opened by the one process that owns the study; `close` (or death, of any kind) gives it up."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         (path / "runs").mkdir(parents=True, exist_ok=True)
-        self._lock = self._take()
+        try:
+            self.spool = Spool(path / "spool.jsonl", wait=0.5)
+        except SpoolBusy as busy:
+            owner = str(busy).partition("written by ")[2] or "another process"
+            raise ConfigError(
+                f"study {path.name!r} is in use by {owner}; wait for it, or stop it and run this again"
+            ) from None
+
+    @property
+    def folder(self) -> Folder:
+        return Folder(self.path)
 
     def close(self) -> None:
-        self._lock.close()
-
-    def _take(self) -> Any:
-        handle = open(self.path / "lock", "a+")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.seek(0)
-            owner = handle.read().strip() or "another process"
-            handle.close()
-            raise ConfigError(
-                f"study {self.path.name!r} is in use by {owner}; wait for it, or stop it and run this again"
-            ) from None
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        handle.flush()
-        return handle
+        self.spool.close()
 
     def admit(self, identity: Mapping[str, Any], *, extend: bool) -> None:
         """Check the question against the one the folder holds, or write it down as the first."""
@@ -78,7 +76,13 @@ class StudyFolder:
                 )
             if changes:
                 check_extension(held, identity)
-        write_atomically(path, json.dumps({"identity": identity, "name": self.path.name}, indent=1))
+        write_atomically(path, json.dumps({"identity": identity, "born": self.born}, indent=1))
+
+    @property
+    def born(self) -> str:
+        """When the study was first run: tells apart the studies that bear one name in turn (`--new`)."""
+        path = self.path / "study.json"
+        return json.loads(path.read_text())["born"] if path.exists() else time.strftime("%Y%m%dT%H%M%S")
 
     def run(self, key: str) -> Path:
         return self.path / "runs" / key
@@ -107,21 +111,20 @@ def archive(path: Path) -> str | None:
 def outcome(folder: Path) -> Outcome | None:
     """The outcome of the run in `folder`, or None if it has none (never started, or interrupted by death)."""
     records, _ = spool.read(folder / "spool.jsonl")
-    if not records or records[-1]["kind"] != "end":
+    digest = spool.digest(records)
+    if digest.end is None:
         return None
-    end = records[-1]
     metrics: dict[str, float] = {}
-    epochs = 0
-    for record in records:
-        if record["kind"] == "epoch":
-            metrics |= record["metrics"]
-            epochs = record["epoch"]
-    return Outcome(end["status"], end.get("reason"), metrics | end.get("metrics", {}), epochs, end.get("seconds", 0.0))
-
-
-def attempts(folder: Path) -> int:
-    records, _ = spool.read(folder / "spool.jsonl")
-    return sum(record["kind"] == "start" for record in records)
+    for record in digest.epochs:
+        metrics |= record["metrics"]
+    end = digest.end
+    return Outcome(
+        status=end["status"],
+        reason=end.get("reason"),
+        metrics=metrics | end.get("metrics", {}),
+        epochs=digest.last_epoch or 0,
+        seconds=end.get("seconds", 0.0),
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

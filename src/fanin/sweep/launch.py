@@ -3,9 +3,7 @@
 Both `fanin sweep STUDY` and Hydra's own `-m` end in `sweep`, called by the sweeper plugin.
 """
 
-import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +14,14 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
+from omegaconf import OmegaConf
 
-from fanin.errors import ConfigError, require
+from fanin.errors import require
 from fanin.sweep.compose import Composer, friendly_errors
+from fanin.sweep.study import Budget
 
 OWN_CONFIG = "config"
+DEFAULT_TRIALS = 20  # of a search that sets no max_trials
 
 
 @dataclass(frozen=True)
@@ -63,3 +64,39 @@ def project_loader() -> Iterator[tuple[ConfigLoader, list[str]]]:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf), version_base="1.3", job_name="fanin"):
         yield GlobalHydra.instance().config_loader(), [f"hydra.searchpath=['file://{conf.parent}']"]
+
+
+def sweep(sweeper: Any, arguments: list[str]) -> int:
+    """Called by the sweeper plugin."""
+    from fanin.sweep import own
+
+    settings = own.Settings(**plain(sweeper.settings))
+    study = own.read_study(
+        sweeper.hydra_context.config_loader,
+        config_name=sweeper.config.hydra.job.config_name,
+        hydra_overrides=list(sweeper.config.hydra.overrides.hydra),
+        arguments=arguments,
+        settings=settings,
+    )
+    return own.sweep(study, options=sweeper.options or Options(), project=Path.cwd())
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """The sweeper's configuration in plain Python; what is not set is left to Optuna."""
+    values = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in settings.items()}
+    sampler, pruner = (_given(values[key]) for key in ("sampler", "pruner"))
+    return {
+        "params": values["params"],
+        "sampler": sampler,
+        "pruner": None if pruner.get("name", "none") == "none" else pruner,
+        "budget": Budget(
+            trials=values["max_trials"] or (None if sampler["name"] == "grid" else DEFAULT_TRIALS),
+            seconds=values["timeout"],
+            target=values["target"],
+            epochs=values.get("max_epochs"),
+        ),
+    }
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}

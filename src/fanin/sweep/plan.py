@@ -1,18 +1,16 @@
 """What to run next. A plan hands out jobs one at a time, hears how they went, and never hands out one twice.
 
-A grid has its own plan (Optuna's GridSampler repeats points and never retries failures): every variant's first
-replicate comes before any second one, so that a comparison of all variants is there early. With racing, further
-replicates are added only for variants whose paired interval against the best is still undecided.
+grid.py plans what can be listed, adaptive.py what a search proposes; here is what they share.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fanin.sweep import race
-from fanin.sweep.folder import Outcome, StudyFolder, attempts, outcome
+from fanin.sweep.folder import Outcome, StudyFolder, outcome
 from fanin.sweep.study import Objective, Study, Variant
 
 RETRIES = 2  # of a run whose worker died
@@ -58,8 +56,8 @@ class Plan(Protocol):
         """Judge an epoch's record; the reason to prune the run, or None."""
         ...
 
-    def finish(self, job: Job, result: Outcome) -> None:
-        """The run ended (finished, pruned or failed for good)."""
+    def finish(self, job: Job, result: Outcome) -> float | None:
+        """The run ended (finished, pruned or failed for good). Returns the variant's value if it is known now."""
         ...
 
     def retry(self, job: Job) -> bool:
@@ -69,16 +67,12 @@ class Plan(Protocol):
 
 def chance(metric: str, *, classes: int) -> float | None:
     """The value of a network that knows nothing: what a diverged run counts as. None where there is none."""
-    import math
-
     return {"accuracy": 1.0 / classes, "loss": math.log(classes)}.get(metric.rpartition("/")[2])
 
 
 def value_of(result: Outcome, objective: Objective, *, classes: int) -> float:
     """A run's value: the final value of the metric, or chance level when it diverged. Infinity (the worst) where
     the metric has no chance level; raises KeyError when a finished run never recorded the metric."""
-    import math
-
     value = result.metrics.get(objective.metric, math.nan)
     if result.metrics.get("diverged") or not math.isfinite(value):
         if objective.metric not in result.metrics and not result.metrics.get("diverged"):
@@ -88,71 +82,46 @@ def value_of(result: Outcome, objective: Objective, *, classes: int) -> float:
     return value
 
 
-class GridPlan:
-    """All variants times all replicates, in a fixed order."""
-
-    reports = False
-
-    def __init__(self, study: Study, variants: Sequence[Variant], folder: StudyFolder) -> None:
-        self.study, self.variants, self.folder = study, list(variants), folder
-        self.results: dict[str, Outcome] = {}
-        self.dropped: dict[str, str] = {}  # variant key -> why racing gave it no more replicates
-        self._queue: deque[Job] = deque()
-        self._open: dict[str, Job] = {}
-        self._planned: set[str] = set()
-        rounds = study.racing["min_replicates"] if study.racing else study.replicates
-        for replicate in range(rounds):
-            self._plan_round(self.variants, replicate)
-
-    @property
-    def total(self) -> int | None:
-        return len(self._planned)
-
-    @property
-    def done(self) -> bool:
-        return not self._queue and not self._open
-
-    def next(self) -> Job | None:
-        if not self._queue:
-            return None
-        job = self._queue.popleft()
-        self._open[job.key] = job
-        return job
-
-    def report(self, job: Job, record: Mapping[str, Any]) -> str | None:
-        return None
-
-    def finish(self, job: Job, result: Outcome) -> None:
-        self.results[job.key] = result
-        self._open.pop(job.key, None)
-        if self.study.racing and self.done:
-            self._race()
-
-    def retry(self, job: Job) -> bool:
-        self._open.pop(job.key, None)
-        if job.deaths >= RETRIES:
-            return False
-        job.deaths += 1
-        self._queue.appendleft(job)
-        return True
-
-    def _plan_round(self, variants: Sequence[Variant], replicate: int) -> None:
-        for variant in variants:
-            job = plan_job(self.study, variant, replicate, self.folder)
-            if job.key in self._planned:
-                continue  # two points that resolve to the same configuration are one variant
-            self._planned.add(job.key)
-            known = outcome(job.folder)
-            if known and known.final:
-                self.results[job.key] = known
-            else:
-                self._queue.append(job)
-
-    def _race(self) -> None:
-        """All planned runs are in: give the undecided variants one more replicate."""
-        raise AssertionError("wired below, once race.decide is known")
-
-
-def plan_job(study: Study, variant: Variant, replicate: int, folder: StudyFolder, trial: int | None = None) -> Job:
+def plan_job(study: Study, variant: Variant, replicate: int, folder: StudyFolder, *, trial: int | None = None) -> Job:
     spec = variant.spec(study.name, replicate)
     return Job(spec, folder.plan_run(spec), variant, replicate, trial=trial)
+
+
+def result_of(job: Job) -> Outcome | None:
+    """The run's outcome if nothing is left to do for it."""
+    known = outcome(job.folder)
+    return known if known and known.final else None
+
+
+class Queue:
+    """Jobs waiting and jobs handed out; puts a job back when its worker died, at most RETRIES times."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Job] = deque()
+        self.open: dict[str, Job] = {}
+
+    def add(self, job: Job) -> None:
+        assert job.key not in self.open
+        self.waiting.append(job)
+
+    def take(self) -> Job | None:
+        if not self.waiting:
+            return None
+        job = self.waiting.popleft()
+        self.open[job.key] = job
+        return job
+
+    def settle(self, job: Job) -> None:
+        del self.open[job.key]
+
+    def retry(self, job: Job) -> bool:
+        if job.deaths >= RETRIES:
+            return False
+        del self.open[job.key]
+        job.deaths += 1
+        self.waiting.appendleft(job)
+        return True
+
+    @property
+    def empty(self) -> bool:
+        return not self.waiting and not self.open

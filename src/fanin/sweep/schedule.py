@@ -13,13 +13,13 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from fanin.folders import Folder
 from fanin.spool import Spool
 from fanin.sweep.display import Display
-from fanin.sweep.folder import Outcome, attempts, outcome
+from fanin.sweep.folder import Outcome, outcome
 from fanin.sweep.plan import Job, Plan
 from fanin.sweep.study import Budget
 from fanin.sweep.workers import Event, Failure, Pool, Worker
@@ -29,7 +29,7 @@ GRACE = 6.0  # seconds: what running workers get to end cleanly after Ctrl-C
 
 
 class Ships(Protocol):
-    def nudge(self, folder: Path) -> None: ...
+    def nudge(self, folder: Folder) -> None: ...
 
 
 @dataclass
@@ -57,11 +57,12 @@ class Coordinator:
         display: Display,
         budget: Budget,
         describe: Callable[[Outcome], tuple[str, float]],
+        sign: int,
         patience: float,
         checkpoint: float,
     ) -> None:
         self.plan, self.pool, self.shipper, self.display = plan, pool, shipper, display
-        self.budget, self.describe = budget, describe
+        self.budget, self.describe, self.sign = budget, describe, sign
         self.patience, self.checkpoint = patience, checkpoint
         self.tally = Tally()
         self._signals = 0
@@ -106,7 +107,6 @@ class Coordinator:
         payload = {
             "spec": dict(job.spec),
             "folder": str(job.folder),
-            "attempt": attempts(job.folder) + 1,
             "judged": self.plan.reports,
             "checkpoint": self.checkpoint,
         }
@@ -131,7 +131,7 @@ class Coordinator:
 
     def _record(self, worker: Worker, job: Job, record: Mapping[str, Any]) -> None:
         self.tally.epochs += record["epoch"] > 0
-        self.shipper.nudge(job.folder)
+        self.shipper.nudge(Folder(job.folder))
         self.display.record(job.key, record)
         if self.plan.reports:
             worker.reply(self.plan.report(job, record))
@@ -143,14 +143,16 @@ class Coordinator:
             if payload.memory and self.plan.retry(job):
                 self.display.say(f"  {job.name}: {payload.message}; tried again", style="yellow")
                 return self.display.drop(job.key)
-            self._close_run(job, status="FAILED", reason=payload.message, detail=payload.traceback)
         result = outcome(job.folder)
         assert result is not None, f"{job.key} ended without an end record"
-        self.shipper.nudge(job.folder)
+        self.shipper.nudge(Folder(job.folder))
         if result.status == "KILLED" and not result.final:
             return self.display.drop(job.key)  # interrupted: the next session goes on with it
-        self.plan.finish(job, result)
+        value = self.plan.finish(job, result)
         self._count(job, result)
+        target = self.budget.target
+        if target is not None and value is not None and self.sign * (value - target) >= 0:
+            self._stop(f"budget: target reached ({value:.6g})", interrupt=True)
 
     def _count(self, job: Job, result: Outcome) -> None:
         verdict, value = self.describe(result)
@@ -171,7 +173,7 @@ class Coordinator:
     def _died(self, job: Job, cause: str) -> None:
         if self._stopping is not None and not cause.startswith("hung"):
             self._close_run(job, status="KILLED", reason=f"interrupted; worker {cause}")
-            self.shipper.nudge(job.folder)
+            self.shipper.nudge(Folder(job.folder))
             return self.display.drop(job.key)
         if self.plan.retry(job):
             self.display.say(f"  {job.name}: worker {cause}; tried again ({job.deaths} of 2)", style="yellow")
@@ -180,11 +182,10 @@ class Coordinator:
         self._close_run(job, status="FAILED", reason=reason)
         self._ended(job, None)
 
-    def _close_run(self, job: Job, *, status: str, reason: str, detail: str | None = None) -> None:
+    def _close_run(self, job: Job, *, status: str, reason: str) -> None:
         """Write the end record a worker could not write. The worker has ended, or has left the run."""
-        Spool(job.folder / "spool.jsonl").append(
-            "end", status=status, reason=reason, detail=detail, metrics={}, step=0, seconds=0.0
-        )
+        with Spool(job.folder / "spool.jsonl", wait=GRACE) as log:
+            log.append("end", status=status, reason=reason, metrics={}, step=0, seconds=0.0)
 
     # ---- watching ----
 
@@ -210,10 +211,6 @@ class Coordinator:
                 self._deadline = time.monotonic() + GRACE
                 for worker in self.pool.busy():
                     worker.stop("interrupted")
-
-    def reach_target(self, value: float) -> None:
-        """Called when a trial's value is known: ends the sweep when it is good enough."""
-        self._stop(f"budget: target reached ({value:.6g})", interrupt=True)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Count only: the loop acts on it, because a handler may find a message to a worker half written."""

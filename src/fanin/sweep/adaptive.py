@@ -1,0 +1,153 @@
+"""The plan of a search: a sampler proposes variants, each trained under every replicate; their mean is its value.
+
+A variant's runs go out as workers become free: nobody waits for the slowest. A pruner that judges epochs looks at
+the first replicate, and the others follow if it survives; one that judges replicates (wilcoxon) sees each as it
+ends. What a killed coordinator left open is taken up again, and a run that was finished then is not repeated.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fanin.errors import ConfigError
+from fanin.sweep.folder import Outcome, StudyFolder
+from fanin.sweep.plan import Job, Queue, plan_job, result_of, value_of
+from fanin.sweep.search import Search, Trial
+from fanin.sweep.study import Study, Variant
+
+
+@dataclass
+class OpenTrial:
+    """A trial whose runs are not all in."""
+
+    variant: Variant
+    results: dict[int, Outcome] = field(default_factory=dict)
+
+
+class SearchPlan:
+    def __init__(
+        self,
+        study: Study,
+        search: Search,
+        folder: StudyFolder,
+        *,
+        compose: Callable[[Mapping[str, str]], Variant],
+        check: Callable[[Variant], str | None],
+    ) -> None:
+        self.study, self.search, self.folder = study, search, folder
+        self.compose, self.check = compose, check
+        self.results: dict[str, Outcome] = {}
+        self.refused: dict[str, str] = {}  # variant name -> why its configuration could not be run
+        self._queue = Queue()
+        self._trials: dict[int, OpenTrial] = {}
+        self._exhausted = False
+        self._by_replicates = (study.pruner or {}).get("name") == "wilcoxon"
+        self._sequential = study.pruner is not None
+        for trial in search.trials:
+            if trial.state == "failed" and search.asked <= (study.budget.trials or search.asked):
+                self._adopt(search.ask(trial.values))
+        self.known = search.asked - len(self._trials)
+        for trial in search.reap():
+            if trial.number not in self._trials:
+                self.known -= 1
+                self._adopt(trial)
+
+    @property
+    def total(self) -> int | None:
+        trials = self.study.budget.trials
+        return None if trials is None else trials * self.study.replicates
+
+    @property
+    def done(self) -> bool:
+        return self._exhausted and self._queue.empty
+
+    @property
+    def reports(self) -> bool:
+        return self.study.pruner is not None and not self._by_replicates
+
+    def next(self) -> Job | None:
+        while not self._queue.waiting and not self._exhausted:
+            limit = self.study.budget.trials
+            trial = None if limit is not None and self.search.asked >= limit else self.search.ask()
+            if trial is None:
+                self._exhausted = True
+            else:
+                self._adopt(trial)
+        return self._queue.take()
+
+    def report(self, job: Job, record: Mapping[str, Any]) -> str | None:
+        if job.replicate > 0 or record["epoch"] == 0 or job.trial is None:
+            return None
+        metric = self.study.objective.metric
+        value = record["metrics"].get(metric)
+        if value is None or not self.search.report(job.trial, record["epoch"], value):
+            return None
+        return f"{self.search.pruner_name}: {metric} {value:.4g} at epoch {record['epoch']}"
+
+    def finish(self, job: Job, result: Outcome) -> float | None:
+        self._queue.settle(job)
+        return self._take_in(job, result)
+
+    def retry(self, job: Job) -> bool:
+        return self._queue.retry(job)
+
+    def _adopt(self, trial: Trial) -> None:
+        try:
+            variant = self.compose(trial.values)
+            complaint = self.check(variant)
+        except ConfigError as error:
+            complaint = str(error)
+        if complaint:
+            self.refused[" ".join(f"{k}={v}" for k, v in trial.values.items())] = complaint
+            return self.search.tell(trial.number, state="failed")
+        self._trials[trial.number] = OpenTrial(variant)
+        self._plan(trial.number, 0)
+        if not self._sequential:
+            for replicate in range(1, self.study.replicates):
+                self._plan(trial.number, replicate)
+
+    def _plan(self, number: int, replicate: int) -> None:
+        if number not in self._trials:
+            return  # ended meanwhile: a run known from before decided it
+        job = plan_job(self.study, self._trials[number].variant, replicate, self.folder, trial=number)
+        result = result_of(job)
+        if result is None and job.key not in self._queue.open:
+            self._queue.add(job)
+        elif result is not None:
+            self._take_in(job, result)
+
+    def _take_in(self, job: Job, result: Outcome) -> float | None:
+        assert job.trial is not None
+        self.results[job.key] = result
+        if job.trial not in self._trials:
+            return None  # another replicate has decided the trial meanwhile
+        trial = self._trials[job.trial]
+        trial.results[job.replicate] = result
+        if result.status == "FAILED":
+            return self._close(job.trial, state="failed")
+        if result.pruned:
+            return self._close(job.trial, state="pruned")
+        if len(trial.results) == self.study.replicates:
+            return self._close(job.trial, state="complete")
+        if self._by_replicates and self.search.report(job.trial, job.replicate, self._values(result)[0]):
+            return self._close(job.trial, state="pruned")
+        if self._sequential:
+            later = range(1, self.study.replicates) if not self._by_replicates else [job.replicate + 1]
+            for replicate in later if job.replicate == 0 or self._by_replicates else []:
+                self._plan(job.trial, replicate)
+        return None
+
+    def _values(self, result: Outcome) -> list[float]:
+        return [value_of(result, objective, classes=self.study.classes) for objective in self.study.objectives]
+
+    def _close(self, number: int, *, state: str) -> float | None:
+        trial = self._trials.pop(number)
+        for job in [job for job in self._queue.waiting if job.trial == number]:
+            self._queue.waiting.remove(job)
+        rows = [self._values(result) for result in trial.results.values() if result.status == "FINISHED"]
+        means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
+        if state == "complete" or (state == "pruned" and self._by_replicates):
+            self.search.tell(number, means, state=state)
+        else:
+            self.search.tell(number, state=state)
+        return means[0] if state == "complete" else None
