@@ -62,7 +62,7 @@ def parse(
     axes: list[Axis] = []
     fixed: list[Override] = []
     for line in lines.values():
-        override = _parse(parser, line)
+        override = _parse(parser, line, seed=seed)
         if override.is_sweep_override():
             axes.append(_axis(override, seed=seed))
         else:
@@ -72,7 +72,11 @@ def parse(
     for group in zipped:
         axes = zip_axes(axes, group)
     _refuse_double_keys(axes, fixed)
-    settled = {bare(o.get_key_element()): o.get_value_element_as_str() for o in fixed if not o.is_delete()}
+    settled = {
+        bare(o.get_key_element()): _lower_bool(o.get_value_element_as_str())
+        for o in fixed
+        if not o.is_delete()
+    }
     axes = order(condition_axes(axes, _conditions(when or {}), settled))
     return Space(axes=tuple(axes), fixed=tuple(str(override.input_line) for override in fixed))
 
@@ -111,16 +115,19 @@ def _key_of(line: str) -> str:
     return line.partition("=")[0]
 
 
-def _parse(parser: OverridesParser, line: str) -> Override:
+def _parse(parser: OverridesParser, line: str, *, seed: int = 0) -> Override:
+    # Hydra's shuffle([a,b,c]) draws from the global stream while it parses: give it one of our own.
+    state = random.getstate()
+    random.seed(f"{seed}/{line}")
     try:
-        override = parser.parse_override(line)
+        (override,) = parser.parse_overrides([line])
     except (HydraException, ValueError) as error:
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = " ".join(str(error.__cause__ or error).split("\n")[0].split())
         raise ConfigError(f"{_key_of(line)}: not in Hydra's override grammar: {line!r} ({reason})") from error
+    finally:
+        random.setstate(state)
     if override.is_sweep_override() and override.is_hydra_override():
-        raise ConfigError(
-            f"{override.key_or_group}: Hydra's own settings hold for the whole sweep, cannot be swept"
-        )
+        raise ConfigError(f"{override.key_or_group}: Hydra's own settings hold for all runs, cannot be swept")
     return override
 
 
@@ -153,7 +160,15 @@ def _choices(override: Override) -> list[str]:
             "glob() needs the config groups",
             "none",
         )
-    return [str(text) for text in override.sweep_iterator(transformer=Transformer.str)]
+    sweep = override.value()
+    # Not through Hydra's iterator where the list is plain: it would shuffle by the global random stream.
+    items = sweep.list if isinstance(sweep, ChoiceSweep) else override.sweep_iterator()
+    return [_lower_bool(Transformer.str(item)) for item in items]
+
+
+def _lower_bool(text: str) -> str:
+    """Hydra writes the values true and false as Python does; we as YAML does."""
+    return text.lower() if text in ("True", "False") else text
 
 
 def _interval(key: str, sweep: IntervalSweep, *, log: bool) -> Axis:
@@ -204,7 +219,7 @@ def _assignment(point: Mapping[str, Any], parser: OverridesParser) -> dict[str, 
         override = _parse(parser, f"{key}={text_of(value)}")
         one = not override.is_sweep_override()
         require(one, f"study.points: {key}", "a point has one value for each key", text_of(value))
-        assignment[override.get_key_element()] = override.get_value_element_as_str()
+        assignment[override.get_key_element()] = _lower_bool(override.get_value_element_as_str())
     return assignment
 
 
