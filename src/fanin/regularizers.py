@@ -28,6 +28,9 @@ class Regularizer:
     patience: int | None
 
 
+NONE = Regularizer(l1=0.0, label_smoothing=0.0, max_norm=None, gradient_clipping=None, patience=None)
+
+
 def build(
     *,
     applied: Mapping[str, str],

@@ -33,11 +33,12 @@ __all__ = [
 ]
 
 PRECISIONS = ("fp32", "bf16", "tf32")
+UNTRAINED_IMAGES = 10_000
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """`metrics` by their public keys; `seconds`: wall time of the epoch with its evaluation and statistics."""
+    """`metrics` by their public keys; `seconds`: its wall time with evaluation and statistics."""
 
     epoch: int
     metrics: dict[str, float]
@@ -62,7 +63,8 @@ def fit(
     """Train, and yield a record of the untrained network (epoch 0) and of every epoch after it.
 
     `train/...` are running means over the epoch's images while the weights move, by plain cross-entropy
-    whatever the objective adds to it; at epoch 0, and for `val/...`, the weights stand still. Ends early when
+    whatever the objective adds to it; for `val/...`, and at epoch 0 (on 10,000 of them), the weights stand
+    still. Ends early when
     val/loss has stopped improving (`regularizer.patience`), or when a loss is not finite: that epoch is
     recorded as it is, with diverged=1. `progress.ended` says why. A `progress` that `restore` returned goes
     on after its epoch, bit for bit as if training had not stopped.
@@ -156,9 +158,9 @@ class Running:
 
 
 def untrained(objective: "Objective") -> Running:
-    """Epoch 0: the training set by the weights as they are."""
+    """Epoch 0: the first training images by the weights as they are; enough of them to tell chance."""
     split = objective.split
-    found = evaluate(objective.model, split.images, split.labels, index=split.train)
+    found = evaluate(objective.model, split.images, split.labels, index=split.train[:UNTRAINED_IMAGES])
     return Running(found.loss, found.accuracy, lr=objective.lr)
 
 
