@@ -91,6 +91,7 @@ def test_what_stays_unshipped_is_named_on_closing(recorder, runs):
     begin = time.monotonic()
     assert shipper.close(0.3) == runs
     assert time.monotonic() - begin < 2
+    wait_until(lambda: not shipper._thread.is_alive())
 
 
 def test_a_refused_run_does_not_hold_up_the_others(recorder, runs):
@@ -119,6 +120,7 @@ def test_nudging_never_waits_for_the_store(monkeypatch, runs):
     assert time.monotonic() - begin < 0.5
     assert shipper.close(0.1) == runs[:2]  # one on its way, one waiting
     answer.set()
+    wait_until(lambda: not shipper._thread.is_alive())
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -28,7 +28,7 @@ class Shipper:
         self._busy: Path | None = None  # what is being shipped right now
         self._down = ""  # why the store cannot be reached
         self._pause, self._resume = FIRST_PAUSE, 0.0
-        self._closing = False
+        self._closing = self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="shipper", daemon=True)
         self._thread.start()
@@ -65,6 +65,9 @@ class Shipper:
         self._thread.join(timeout)
         with self._changed:
             left = {*self._due, *self._refused} | ({self._busy} if self._busy else set())
+            self._closed = True  # the thread ends as soon as it is back from the store
+            self._due.clear()
+            self._changed.notify()
         return [Folder(path) for path in sorted(left)]
 
     def _work(self) -> None:
@@ -94,7 +97,8 @@ class Shipper:
     def _postpone(self, path: Path, reason: str) -> None:
         with self._changed:
             self._busy, self._down = None, reason
-            self._due.setdefault(path, 0.0)
+            if not self._closed:
+                self._due.setdefault(path, 0.0)
             self._resume = time.monotonic() + self._pause
             self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
