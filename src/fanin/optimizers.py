@@ -1,7 +1,6 @@
 """Optimizers: any class of torch.optim's interface, built with checked settings."""
 
 import inspect
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,10 +8,27 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from fanin import ranges
 from fanin.errors import ConfigError, require, unknown
+from fanin.ranges import number, sequence, whole
 from fanin.regularizers import weights
 
 BATCHES = ("mini", "full")
+RANGES = {
+    "lr": number(above=0),
+    "momentum": number(least=0, below=1),
+    "dampening": number(least=0, below=1),
+    "betas": sequence(2, number(least=0, below=1)),
+    "eps": number(above=0),
+    "rho": number(least=0, below=1),
+    "alpha": number(least=0, below=1),
+    "lambd": number(least=0),
+    "t0": number(least=0),
+    "etas": sequence(2, number(above=0)),
+    "step_sizes": sequence(2, number(above=0)),
+    "max_iter": whole(1),
+    "history_size": whole(1),
+}
 
 
 def build(
@@ -49,8 +65,7 @@ def check(
     factory: Callable[..., Optimizer], *, lr: float, weight_decay: float, batch: str, options: dict[str, Any]
 ) -> None:
     """Raise a ConfigError for what can be told from the settings alone."""
-    number = isinstance(lr, int | float) and not isinstance(lr, bool)
-    require(number and 0 < lr < math.inf, "optimizer.lr", "must be a finite number > 0", lr)
+    ranges.check({"lr": lr, **options}, RANGES, group="optimizer")
     if batch not in BATCHES:
         raise unknown("optimizer.batch", batch, BATCHES)
     if _is(factory, torch.optim.SparseAdam):
@@ -66,7 +81,10 @@ def check(
         raise ConfigError(f"regularization.weight_decay: {rule}, got {weight_decay!r}")
     for key in options:
         if key not in takes and "options" not in takes:
-            raise unknown(f"optimizer.{key}", key, takes)
+            raise unknown("optimizer", key, takes)
+    if _is(factory, torch.optim.LBFGS):
+        searches, search = (None, "strong_wolfe"), options.get("line_search_fn")
+        require(search in searches, "optimizer.line_search_fn", "must be null or strong_wolfe", search)
 
 
 def _settings(factory: Callable[..., Optimizer]) -> set[str]:
@@ -96,9 +114,3 @@ def _construct(
         except RuntimeError:  # how torch says that this device has no fused kernel
             pass
     return factory(trained, lr=lr, **settings)
-
-
-def needs_closure(optimizer: Optimizer) -> bool:
-    """Whether a step evaluates the loss more than once (L-BFGS)."""
-    closure = inspect.signature(type(optimizer).step).parameters["closure"]
-    return closure.default is closure.empty

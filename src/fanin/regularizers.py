@@ -4,7 +4,6 @@ Normalisation and dropout are layers and belong to the model; weight decay belon
 values pass through `build` only to be checked with the others.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,9 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fanin.errors import ConfigError, require, unknown
+from fanin.errors import ConfigError, unknown
+from fanin.ranges import check, number, optional, whole
 
 NORMS = ("none", "batch", "layer")
+RANGES = {
+    "dropout": number(least=0, below=1),
+    "weight_decay": number(least=0),
+    "l1": number(least=0),
+    "label_smoothing": number(least=0, below=1),
+    "max_norm": optional(number(above=0)),
+    "gradient_clipping": optional(number(above=0)),
+    "patience": optional(whole(1)),
+}
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,14 @@ def build(
     _check_conflicts(applied)
     if norm not in NORMS:
         raise unknown("regularization.norm", norm, NORMS)
-    _check("dropout", dropout, 0 <= _number(dropout) < 1, "0 <= dropout < 1 must hold")
-    for key, value in {"weight_decay": weight_decay, "l1": l1}.items():
-        _check(key, value, 0 <= _number(value) < math.inf, f"a finite {key} >= 0 must be given")
-    _check("label_smoothing", label_smoothing, 0 <= _number(label_smoothing) < 1, "must lie in [0, 1)")
-    for key, bound in {"max_norm": max_norm, "gradient_clipping": gradient_clipping}.items():
-        _check(key, bound, bound is None or 0 < _number(bound) < math.inf, "must be null or a number > 0")
-    whole = patience is None or (type(patience) is int and patience >= 1)
-    _check("patience", patience, whole, "must be null or a whole number of epochs >= 1")
+    values: dict[str, object] = {
+        "dropout": dropout,
+        "weight_decay": weight_decay,
+        "l1": l1,
+        "label_smoothing": label_smoothing,
+    }
+    limits = {"max_norm": max_norm, "gradient_clipping": gradient_clipping, "patience": patience}
+    check(values | limits, RANGES, group="regularization")
     return Regularizer(
         l1=float(l1),
         label_smoothing=float(label_smoothing),
@@ -76,15 +85,6 @@ def _check_conflicts(applied: Mapping[str, str]) -> None:
         if len(names) > 1:
             both = " and ".join(names)
             raise ConfigError(f"regularization: {both} both set regularization.{key}; choose one of them")
-
-
-def _check(key: str, value: object, condition: bool, rule: str) -> None:
-    require(condition, f"regularization.{key}", rule, value)
-
-
-def _number(value: object) -> float:
-    """`value` if it is a number, else NaN, which fails every comparison."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def weights(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

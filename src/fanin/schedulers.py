@@ -8,10 +8,22 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from fanin import ranges
 from fanin.errors import ConfigError, unknown
+from fanin.ranges import number, whole
 
 EVERY = ("step", "epoch", "val/loss")
 DERIVED = ("total_steps", "T_max", "total_iters")
+RANGES = {
+    "step_size": whole(1),
+    "gamma": number(above=0),
+    "eta_min": number(least=0),
+    "pct_start": number(above=0, below=1),
+    "div_factor": number(above=0),
+    "final_div_factor": number(above=0),
+    "factor": number(above=0),
+    "patience": whole(0),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,8 @@ def build(
     takes = list(inspect.signature(factory).parameters)[1:]
     for key in options:
         if key not in takes:
-            raise unknown(f"scheduler.{key}", key, takes)
+            raise unknown("scheduler", key, takes)
+    ranges.check(options, RANGES, group="scheduler")
     if (every == "val/loss") != (factory is ReduceLROnPlateau):
         rule = "val/loss goes with ReduceLROnPlateau, and only with it"
         raise ConfigError(f"scheduler.every: {rule}, got {every!r}")

@@ -24,7 +24,7 @@ connection is added in between, it belongs to none. A ratio 0/0 is given as 0: n
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -113,8 +113,8 @@ class LayerStats:
 class _Trace:
     """Readings of one pass through a model, taken while it runs: later operations may be in place."""
 
-    def __init__(self, layers: dict[str, nn.Module]):
-        self.paths = {layer: path for path, layer in layers.items()}
+    def __init__(self, layers: Mapping[str, nn.Module]):
+        self.paths: dict[nn.Module, str] = {layer: path for path, layer in layers.items()}
         self.readings: dict[str, Tensor] = {}
         # Whose output a tensor is, by the tensor's id; held here, so that no later tensor gets the same id.
         self._trail: dict[int, tuple[nn.Module, Tensor]] = {}

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from fanin.data import Split
 from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import EVALUATION_BATCH, Evaluation, evaluate, wide_dtype
 from fanin.randomness import Streams
+from fanin.ranges import whole
 from fanin.regularizers import Regularizer, l1_penalty, project_max_norm, weights
 from fanin.schedulers import Schedule
 from fanin.stats import LayerStats
@@ -113,10 +115,8 @@ def check(
     model: nn.Module, *, epochs: int, batch_size: int, batch: str, count: int, precision: str, device: str
 ) -> None:
     """Raise a ConfigError for settings with which `fit` could not train `model` on `count` images."""
-    require(type(epochs) is int and epochs >= 0, "epochs", "must be a whole number >= 0", epochs)
-    require(
-        type(batch_size) is int and batch_size >= 1, "batch_size", "must be a whole number >= 1", batch_size
-    )
+    for key, value, least in (("epochs", epochs, 0), ("batch_size", batch_size, 1)):
+        require(whole(least).holds(value), key, whole(least).rule, value)
     if precision not in PRECISIONS:
         raise unknown("hardware.precision", precision, PRECISIONS)
     if precision == "tf32" and torch.device(device).type != "cuda":
@@ -175,7 +175,7 @@ def train_epoch(
         objective.turn_to(index)
         if stats and number == len(batches):
             stats.remember()
-        objective.optimizer.step(objective)
+        objective.optimizer.step(objective)  # type: ignore[arg-type]  # a tensor does as a float
         if bound is not None:
             project_max_norm(objective.weights, max_norm=bound)
         lr = objective.lr
@@ -291,14 +291,22 @@ def numerics(precision: str, device: torch.device) -> Iterator[None]:
     numbers and stay there, and its step then takes twice the time. On cuda, fp32 means IEEE and tf32 means
     TF32, for matrix products and convolutions alike (torch's own default mixes them).
     """
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn.conv) if device.type == "cuda" else ()
+    places: tuple[Any, ...] = ()
+    if device.type == "cuda":
+        places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     for place in places:
         place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    flushing = flushes_denormals()
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(False)
+        torch.set_flush_denormal(flushing)
         for place, mode in zip(places, before, strict=True):
             place.fp32_precision = mode
+
+
+def flushes_denormals() -> bool:
+    """torch can set this mode but not tell it: a product below the smallest normal number shows it."""
+    return (torch.full((1,), 1e-38) * 0.1).item() == 0
