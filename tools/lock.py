@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 PINS = Path("requirements.txt")
-UV = Path(sys.executable).with_name("uv")
+UV = str(Path(sys.executable).with_name("uv"))
 TORCH = re.compile(r"torch(vision)?==")
 CUDA = re.compile(r"nvidia-|cuda-|triton==")
 

@@ -47,9 +47,11 @@ def serve(store: str) -> Iterator[str]:
         port = free.getsockname()[1]
     where = ["--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command = [sys.executable, "-m", "mlflow", "server", *where]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    server = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+    nowhere = subprocess.DEVNULL
+    server = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdout=nowhere, stderr=nowhere
+    )
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(f"{address}/health", seconds=60)
