@@ -26,7 +26,6 @@ from playwright.sync_api import Page, sync_playwright
 
 from fanin import view
 
-SIZE = {"width": 1400, "height": 900}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync --disable-component-update"
 SETTLED = 2_000  # milliseconds for animations to end
@@ -166,7 +165,7 @@ def main() -> None:
         sys.exit(f"none of {', '.join(BROWSERS)} is installed")
     with serve("sqlite:///mlflow.db") as server, sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=browser, args=QUIET.split())
-        picture_study(chromium.new_page(viewport=SIZE), server, options)
+        picture_study(chromium.new_page(viewport={"width": 1400, "height": 900}), server, options)
         chromium.close()
 
 
