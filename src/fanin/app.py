@@ -111,8 +111,8 @@ def _sweep(options: argparse.Namespace) -> int:
     return launch.multirun([f"+sweeps={name}", *options.overrides], _launch_options(options))
 
 
-def _launch_options(options: argparse.Namespace) -> "launch.Options":  # type: ignore[name-defined]  # noqa: F821
-    from fanin.sweep.launch import Options
+def _launch_options(options: argparse.Namespace) -> "engine.Options":  # type: ignore[name-defined]  # noqa: F821
+    from fanin.sweep.engine import Options
 
     return Options(dry_run=options.dry_run, extend=options.extend, new=options.new)
 

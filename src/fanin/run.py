@@ -7,11 +7,9 @@ initializer, optimizer, scheduler, data) by their import path. Below this file n
 import json
 import os
 import pkgutil
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +22,7 @@ from fanin import data, initializers, models, optimizers, pictures, regularizers
 from fanin.checkpoint import Progress, capture, restore
 from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import Evaluation, evaluate
+from fanin.provenance import versions
 from fanin.randomness import Streams
 from fanin.spool import Spool
 from fanin.stats import LayerStats
@@ -32,7 +31,6 @@ from fanin.train import check as check_training
 
 PROBE = 256  # held-out images the per-layer statistics look at
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
-PACKAGES = ("fanin", "torch", "torchvision", "numpy", "hydra-core", "optuna", "mlflow", "pandas")
 
 
 class Channel(Protocol):
@@ -59,6 +57,7 @@ class Trainer:
     def __init__(self, *, threads: int) -> None:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(True)  # dead units and decayed moments otherwise cost 100x a normal step
+        self._environment = versions() | {"threads": str(threads)}
         self._prepared: tuple[str, data.Prepared] | None = None
 
     def __call__(self, kind: str, payload: Any, channel: Channel) -> Any:
@@ -66,6 +65,9 @@ class Trainer:
             return [complaint(config) for config in payload]
         if kind == "devices":
             return {"device": resolve_device(payload).type, "cuda": torch.cuda.device_count()}
+        if kind == "outline":
+            loader, options = _target(payload["data"], "data")
+            return data.check(loader, **options)
         if kind == "fetch":
             loader, options = _target(payload["data"], "data")
             return data.fetch(loader, **options)
@@ -101,7 +103,8 @@ class Trainer:
         parts = build(
             config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train)
         )
-        size = len(split.train) if parts.batch_size == "full" else int(parts.batch_size) * batches
+        full = config["optimizer"]["batch"] == "full"
+        size = len(split.train) if full else config["batch_size"] * batches
         few = data.Split(**{**vars(split), "train": split.train[:size]})
         progress = Progress()
         for _ in self._fit(config, parts, few, progress=progress, epochs=1):
@@ -150,6 +153,7 @@ class Trainer:
         (artifacts / "config.yaml").write_text(
             yaml.dump(dict(config), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
         )
+        (artifacts / "environment.json").write_text(json.dumps(self._environment, indent=1))
         pruned = (reason or "").startswith("pruned")
         metrics = {}
         if not pruned:
@@ -193,7 +197,9 @@ class Trainer:
     def _split(self, config: Mapping[str, Any]) -> data.Split:
         device = resolve_device(config["hardware"]["device"])
         sizes = ("val", "n_train")
-        key = json.dumps([{k: v for k, v in config["data"].items() if k not in sizes}, str(device)], sort_keys=True)
+        key = json.dumps(
+            [{k: v for k, v in config["data"].items() if k not in sizes}, str(device)], sort_keys=True
+        )
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = None  # free the old data before the new is loaded
             loader, options = _target(config["data"], "data")
@@ -348,14 +354,9 @@ def draw(test: Evaluation, split: data.Split, folder: Path) -> None:
     matrix = pictures.confusion_matrix(truth, predicted, classes=split.classes)
     np.savetxt(folder / "confusion_matrix.csv", matrix, fmt="%d", delimiter=",")
     pictures.draw_confusion(matrix).save(folder / "confusion_matrix.png")
-    pictures.draw_samples(split.test_images.cpu(), truth, predicted, count=40).save(folder / "test_images.png")
-
-
-def environment() -> dict[str, str]:
-    """Versions that decide a run's numbers."""
-    return {"python": platform.python_version(), "platform": platform.platform()} | {
-        p: version(p) for p in PACKAGES
-    }
+    pictures.draw_samples(split.test_images.cpu(), truth, predicted, count=40).save(
+        folder / "test_images.png"
+    )
 
 
 def _reason(error: BaseException) -> str:

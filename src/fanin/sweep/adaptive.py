@@ -32,10 +32,9 @@ class SearchPlan:
         folder: StudyFolder,
         *,
         compose: Callable[[Mapping[str, str]], Variant],
-        check: Callable[[Variant], str | None],
     ) -> None:
         self.study, self.search, self.folder = study, search, folder
-        self.compose, self.check = compose, check
+        self.compose = compose
         self.results: dict[str, Outcome] = {}
         self.refused: dict[str, str] = {}  # variant name -> why its configuration could not be run
         self._queue = Queue()
@@ -94,11 +93,8 @@ class SearchPlan:
     def _adopt(self, trial: Trial) -> None:
         try:
             variant = self.compose(trial.values)
-            complaint = self.check(variant)
         except ConfigError as error:
-            complaint = str(error)
-        if complaint:
-            self.refused[" ".join(f"{k}={v}" for k, v in trial.values.items())] = complaint
+            self.refused[" ".join(f"{k}={v}" for k, v in trial.values.items())] = str(error)
             return self.search.tell(trial.number, state="failed")
         self._trials[trial.number] = OpenTrial(variant)
         self._plan(trial.number, 0)
@@ -138,7 +134,9 @@ class SearchPlan:
         return None
 
     def _values(self, result: Outcome) -> list[float]:
-        return [value_of(result, objective, classes=self.study.classes) for objective in self.study.objectives]
+        return [
+            value_of(result, objective, classes=self.study.classes) for objective in self.study.objectives
+        ]
 
     def _close(self, number: int, *, state: str) -> float | None:
         trial = self._trials.pop(number)

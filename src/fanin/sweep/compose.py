@@ -129,7 +129,9 @@ def friendly_errors(composer: Composer) -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
-        raise ConfigError(f"{error.override}: not an override of the form key=value ({_first_line(error)})") from error
+        raise ConfigError(
+            f"{error.override}: not an override of the form key=value ({_first_line(error)})"
+        ) from error
     except MissingConfigException as error:
         raise _missing_choice(error) from error
     except MissingMandatoryValue as error:

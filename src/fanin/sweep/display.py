@@ -33,13 +33,23 @@ class Running:
 class Display:
     """Call `start`, then `begin` / `record` / `end` per run, and `close`. `total` may grow (racing) or be None."""
 
-    def __init__(self, title: str, *, metric: str, sign: int, workers: int, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        title: str,
+        *,
+        metric: str,
+        sign: int,
+        workers: int,
+        every_epoch: bool = False,
+        console: Console | None = None,
+    ) -> None:
         self.console = console or Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self.title, self.metric, self.sign, self.workers = title, metric, sign, workers
         self.running: dict[str, Running] = {}
         self.values: dict[str, list[float]] = {}
         self.durations: list[float] = []
         self.note = ""
+        self.every_epoch = every_epoch
         self._live: Live | None = None
         self._line = 0.0
         self._began = time.monotonic()
@@ -62,7 +72,9 @@ class Display:
         self._bar.update(self._task, total=total, completed=done)
         self._done, self._total = done, total
         if self.live:
-            self._live = Live(get_renderable=self._board, console=self.console, refresh_per_second=4, transient=True)
+            self._live = Live(
+                get_renderable=self._board, console=self.console, refresh_per_second=4, transient=True
+            )
             self._live.start()
 
     def close(self) -> None:
@@ -91,7 +103,9 @@ class Display:
         run.epoch = record["epoch"]
         run.loss = metrics.get("train/loss", math.nan)
         run.accuracy = metrics.get("val/accuracy", math.nan)
-        if not self.live and (self._first or time.monotonic() - self._line > LINE_EVERY):
+        if self.every_epoch:
+            self.say(f"  {_describe(run)}  ({clock(time.monotonic() - run.started)})")
+        elif not self.live and (self._first or time.monotonic() - self._line > LINE_EVERY):
             self._line = time.monotonic()
             self._first = False
             self.say(f"  {self._counts()}  {_describe(run)}")
@@ -136,7 +150,12 @@ class Display:
             left="" if left is None else f"{clock(left)} left",
         )
         table = Table(box=None, padding=(0, 1), show_header=bool(self.running), header_style="dim")
-        for column, justify in (("running", "left"), ("epoch", "right"), ("train loss", "right"), ("val acc", "right")):
+        for column, justify in (
+            ("running", "left"),
+            ("epoch", "right"),
+            ("train loss", "right"),
+            ("val acc", "right"),
+        ):
             table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         for run in list(self.running.values())[:12]:
             table.add_row(run.name, f"{run.epoch}/{run.epochs}", _number(run.loss), _number(run.accuracy))

@@ -95,13 +95,11 @@ def open_study(
 
 def _load(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.Study, Journal]:
     journal = Journal(path)
-    study = optuna.create_study(
-        study_name=name,
-        storage=JournalStorage(journal),
-        directions=[StudyDirection[direction.upper()] for direction in directions],
-        load_if_exists=True,
-    )
-    return study, journal
+    storage = JournalStorage(journal)
+    if name in [study.study_name for study in storage.get_all_studies()]:
+        return optuna.load_study(study_name=name, storage=storage), journal
+    kinds = [StudyDirection[direction.upper()] for direction in directions]
+    return optuna.create_study(study_name=name, storage=storage, directions=kinds), journal
 
 
 def repair(path: Path) -> int:

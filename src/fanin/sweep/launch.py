@@ -5,7 +5,6 @@ Both `fanin sweep STUDY` and Hydra's own `-m` end in `sweep`, called by the swee
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,15 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
-from fanin.errors import require
+from fanin.errors import ConfigError, require
+from fanin.sweep import engine, grammar
 from fanin.sweep.compose import Composer, friendly_errors
+from fanin.sweep.engine import Options
+from fanin.sweep.reading import Settings, read_study
 from fanin.sweep.study import Budget
 
 OWN_CONFIG = "config"
 DEFAULT_TRIALS = 20  # of a search that sets no max_trials
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command's flags."""
-
-    dry_run: bool = False
-    extend: bool = False
-    new: bool = False
 
 
 def own_task(config: Any) -> None:
@@ -51,7 +44,9 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
         sweeper: Any = Plugins.instance().instantiate_sweeper(
             hydra_context=context, task_function=own_task, config=config
         )
-        require(hasattr(sweeper, "options"), "hydra/sweeper", "must be one of fanin's own", type(sweeper).__name__)
+        require(
+            hasattr(sweeper, "options"), "hydra/sweeper", "must be one of fanin's own", type(sweeper).__name__
+        )
         sweeper.options = options
         return int(sweeper.sweep(list(config.hydra.overrides.task)))
 
@@ -60,25 +55,46 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
 def project_loader() -> Iterator[tuple[ConfigLoader, list[str]]]:
     """Hydra's loader for the project in the working directory, and the override that makes sweeps/ a group."""
     conf = Path("conf").resolve()
-    require((conf / "config.yaml").exists(), "conf/", "run fanin in a project folder: there is no", "conf/config.yaml")
+    require(
+        (conf / "config.yaml").exists(),
+        "conf/",
+        "run fanin in a project folder: there is no",
+        "conf/config.yaml",
+    )
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf), version_base="1.3", job_name="fanin"):
         yield GlobalHydra.instance().config_loader(), [f"hydra.searchpath=['file://{conf.parent}']"]
 
 
+def single(overrides: Sequence[str], options: Options) -> int:
+    """Train the one configuration that `overrides` describe; a sweep among them is refused."""
+    with project_loader() as (loader, found):
+        swept = grammar.parse(None, overrides=overrides, loader=loader).axes
+        if swept:
+            raise ConfigError(
+                f"{swept[0].key}: {swept[0].text} has several values; sweep them with `fanin train -m`"
+            )
+        settings = Settings(params=None, sampler={"name": "grid"}, pruner=None, budget=Budget())
+        study = read_study(
+            loader,
+            config_name=OWN_CONFIG,
+            hydra_overrides=found,
+            arguments=[*overrides, "study.name=train"],
+            settings=settings,
+        )
+        return engine.train(study, options=options, project=Path.cwd())
+
+
 def sweep(sweeper: Any, arguments: list[str]) -> int:
     """Called by the sweeper plugin."""
-    from fanin.sweep import own
-
-    settings = own.Settings(**plain(sweeper.settings))
-    study = own.read_study(
+    study = read_study(
         sweeper.hydra_context.config_loader,
         config_name=sweeper.config.hydra.job.config_name,
         hydra_overrides=list(sweeper.config.hydra.overrides.hydra),
         arguments=arguments,
-        settings=settings,
+        settings=Settings(**plain(sweeper.settings)),
     )
-    return own.sweep(study, options=sweeper.options or Options(), project=Path.cwd())
+    return engine.sweep(study, options=sweeper.options or Options(), project=Path.cwd())
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -82,8 +82,19 @@ def value_of(result: Outcome, objective: Objective, *, classes: int) -> float:
     return value
 
 
-def plan_job(study: Study, variant: Variant, replicate: int, folder: StudyFolder, *, trial: int | None = None) -> Job:
+def plan_job(
+    study: Study,
+    variant: Variant,
+    replicate: int,
+    folder: StudyFolder,
+    *,
+    trial: int | None = None,
+    again: str = "",
+) -> Job:
+    """The job of one run. `again` tells apart trainings of the same variant and replicate."""
     spec = variant.spec(study.name, replicate)
+    if again:
+        spec |= {"key": f"{spec['key']}-{again}", "name": f"{variant.composition.choices['model']} {again}"}
     return Job(spec, folder.plan_run(spec), variant, replicate, trial=trial)
 
 
@@ -125,3 +136,34 @@ class Queue:
     @property
     def empty(self) -> bool:
         return not self.waiting and not self.open
+
+
+class SinglePlan:
+    """One run, once."""
+
+    reports = False
+    total = 1
+    known = 0
+
+    def __init__(self, job: Job) -> None:
+        self.results: dict[str, Outcome] = {}
+        self._queue = Queue()
+        self._queue.add(job)
+
+    @property
+    def done(self) -> bool:
+        return self._queue.empty
+
+    def next(self) -> Job | None:
+        return self._queue.take()
+
+    def report(self, job: Job, record: Mapping[str, Any]) -> str | None:
+        return None
+
+    def finish(self, job: Job, result: Outcome) -> float | None:
+        self._queue.settle(job)
+        self.results[job.key] = result
+        return None
+
+    def retry(self, job: Job) -> bool:
+        return self._queue.retry(job)

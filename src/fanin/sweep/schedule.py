@@ -1,11 +1,11 @@
 """The coordinator: who runs what now. It owns the study, and it is the only one who decides.
 
-    while the plan has jobs or runs are open:
-        give every free worker a job                      no barrier: a slow run keeps one worker, not all
-        hear the workers: a record -> judge it, show it, let it be shipped
-                          an end    -> tell the plan
-                          a death   -> name the cause, retry at most twice
-        look for the end of the budget, for hung workers, and for Ctrl-C
+while the plan has jobs or runs are open:
+    give every free worker a job                      no barrier: a slow run keeps one worker, not all
+    hear the workers: a record -> judge it, show it, let it be shipped
+                      an end    -> tell the plan
+                      a death   -> name the cause, retry at most twice
+    look for the end of the budget, for hung workers, and for Ctrl-C
 """
 
 import math

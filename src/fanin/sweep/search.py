@@ -91,7 +91,7 @@ class Search:
         retry)."""
         if values is not None:
             return self._add(params_of(values, self.space))
-        for _ in range(1 + REPEATS):
+        for _ in range(1 + REPEATS - self._trailing_repeats()):
             trial = self._draw()
             earlier = self._known.setdefault(_identity(trial.values), trial.number)
             if earlier == trial.number:
@@ -180,6 +180,11 @@ class Search:
         trial = self._trial(self._frozen()[-1])
         self._known.setdefault(_identity(trial.values), trial.number)
         return trial
+
+    def _trailing_repeats(self) -> int:
+        """Repeats since the last trial handed out: an `ask` that was killed goes on where it was."""
+        newest = itertools.takewhile(lambda t: REPEAT in t.user_attrs, reversed(self._frozen()))
+        return min(sum(1 for _ in newest), 1 + REPEATS)
 
     def _untried(self) -> dict[str, Any] | None:
         """A point that was not tried yet, at random; None when there is none (to be found)."""

@@ -104,12 +104,24 @@ def objectives(metric: Any, direction: Any) -> tuple[Objective, ...]:
             raise unknown("study.direction", one, ["maximize", "minimize"])
     for one in metrics:
         head = str(one).partition("/")[0]
-        if head not in ("train", "val", "test", "seconds", "weight", "grad", "update", "activation", "signal"):
+        if head not in (
+            "train",
+            "val",
+            "test",
+            "seconds",
+            "weight",
+            "grad",
+            "update",
+            "activation",
+            "signal",
+        ):
             raise unknown("study.metric", one, KNOWN_METRICS)
     return tuple(Objective(str(m), str(d)) for m, d in zip(metrics, directions, strict=True))
 
 
-KNOWN_METRICS = [f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")] + ["seconds"]
+KNOWN_METRICS = [f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")] + [
+    "seconds"
+]
 
 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,4 +219,6 @@ def check_extension(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     if new["replicates"] < old["replicates"]:
         blocked.append(f"replicates: {old['replicates']} -> {new['replicates']} (can only grow)")
     if blocked:
-        raise ConfigError("--extend adds points and replicates; this changes more:\n  " + "\n  ".join(blocked))
+        raise ConfigError(
+            "--extend adds points and replicates; this changes more:\n  " + "\n  ".join(blocked)
+        )

@@ -112,7 +112,9 @@ class Pool:
     def fill(self, wanted: int) -> None:
         """Have at least min(`wanted`, size) workers."""
         taken = {worker.slot for worker in self.workers}
-        for slot in [s for s in range(self.size) if s not in taken][: max(0, min(wanted, self.size) - len(taken))]:
+        for slot in [s for s in range(self.size) if s not in taken][
+            : max(0, min(wanted, self.size) - len(taken))
+        ]:
             self.workers.append(self._start(slot))
 
     def free(self) -> list[Worker]:
@@ -287,7 +289,9 @@ class Channel:
         self._raise_stopped()
 
 
-def _serve(connection: Connection, task: str, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+def _serve(
+    connection: Connection, task: str, arguments: Mapping[str, Any], environment: Mapping[str, str]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     os.environ.update(environment)
     if os.getcwd() not in sys.path:
@@ -310,7 +314,9 @@ def _work(handler: Callable[..., Any], channel: Channel, *, kind: str, payload: 
         channel.send("done", {"stopped": str(stopped)})
     except Exception as error:
         # Library code cut short by Stopped may answer with an error of its own while it unwinds.
-        channel.send("done", {"stopped": channel.stopped}) if channel.stopped else channel.send("failed", _failure(error))
+        channel.send("done", {"stopped": channel.stopped}) if channel.stopped else channel.send(
+            "failed", _failure(error)
+        )
     else:
         channel.send("done", result)
 

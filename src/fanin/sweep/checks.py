@@ -1,0 +1,79 @@
+"""Before the first run: every planned configuration is built once, in a worker, without memory or training."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fanin.errors import ConfigError
+from fanin.sweep.space import DISCRETE, Axis
+from fanin.sweep.study import Study, Variant, hash_of, variant
+from fanin.sweep.workers import Failure, Pool
+
+SHOWN = 5  # complaints shown when many configurations are refused
+
+
+def grid_of(study: Study) -> list[Variant]:
+    return [variant(study.composer, point) for point in study.space.grid()]
+
+
+def corners(study: Study) -> list[Variant]:
+    """Configurations that show whether a search can run at all: the default, each choice, both ends of each range."""
+    points: list[dict[str, str]] = [{}]
+    for axis in study.space.axes:
+        points += [{**_parents(axis), **axis.assign(value)} for value in _ends(axis)]
+    return [variant(study.composer, point) for point in points]
+
+
+def _ends(axis: Axis) -> Sequence[str]:
+    if axis.kind in DISCRETE:
+        return axis.values
+    assert axis.low is not None and axis.high is not None
+    kind = int if axis.kind == "int" else float
+    return [repr(kind(axis.low)), repr(kind(axis.high))]
+
+
+def _parents(axis: Axis) -> dict[str, str]:
+    return {condition.key: condition.values[0] for condition in axis.when}
+
+
+def check(variants: Sequence[Variant], pool: Pool) -> None:
+    """Build every planned configuration in a worker; raises ConfigError with what is wrong, once per reason."""
+    complaints = call(pool, "check", [v.composition.config for v in variants])
+    reasons: dict[str, list[str]] = {}
+    for one, complaint in zip(variants, complaints, strict=True):
+        if complaint:
+            reasons.setdefault(complaint, []).append(one.name)
+    if not reasons:
+        return
+    lines = [
+        f"{reason}\n    in {_some(names)}" if len(variants) > 1 else reason
+        for reason, names in reasons.items()
+    ]
+    more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+    raise ConfigError("\n  ".join(lines[:SHOWN]) + more)
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} variants, e.g. {names[0]}"
+
+
+def call(pool: Pool, kind: str, payload: Any) -> Any:
+    """Have a worker do something now, and wait for it."""
+    pool.fill(1)
+    pool.free()[0].do(kind, payload, task=kind)
+    while True:
+        for event in pool.wait(1.0):
+            event.worker.task = None
+            if event.kind == "died":
+                raise ConfigError(f"the worker that should {kind} the configuration was {event.payload}")
+            if isinstance(event.payload, Failure):
+                if event.payload.user:
+                    raise ConfigError(event.payload.message)
+                raise RuntimeError(event.payload.traceback)
+            return event.payload
+
+
+def fetch(variants: Sequence[Variant], pool: Pool) -> None:
+    """Download what is missing, once, before several workers want it."""
+    groups = {hash_of(one.composition.config["data"]): one.composition.config for one in variants}
+    for config in groups.values():
+        call(pool, "fetch", config)

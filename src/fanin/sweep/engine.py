@@ -1,0 +1,237 @@
+"""A sweep of fanin's own runs, from a study to its answer."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fanin.folders import MEMORY, declare_study
+from fanin.provenance import git_commit
+from fanin.sweep.adaptive import SearchPlan
+from fanin.sweep.checks import SHOWN, call, check, corners, fetch, grid_of
+from fanin.sweep.devices import open_pool, size_pool
+from fanin.sweep.display import Display
+from fanin.sweep.folder import Outcome, StudyFolder, archive
+from fanin.sweep.grid import GridPlan
+from fanin.sweep.plan import SinglePlan, plan_job, value_of
+from fanin.sweep.preview import show_plan
+from fanin.sweep.schedule import Coordinator, Tally
+from fanin.sweep.search import Search
+from fanin.sweep.study import Study, Variant, variant
+from fanin.sweep.summary import summarise
+from fanin.sweep.workers import Pool
+
+FLUSH = 30.0  # seconds the end of a sweep waits for MLflow; `fanin sync` ships what is left
+DONE, FAILED, INTERRUPTED = 0, 1, 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's flags."""
+
+    dry_run: bool = False
+    extend: bool = False
+    new: bool = False
+
+
+def sweep(study: Study, *, options: Options, project: Path) -> int:
+    """Run, resume or (options.dry_run) only show the study. Returns the exit code."""
+    hardware = study.base.config["hardware"]
+    pool = open_pool(hardware)
+    try:
+        grid = study.sampler["name"] == "grid"
+        variants = grid_of(study) if grid else corners(study)
+        check(variants, pool)
+        size_pool(pool, hardware, runs=len(variants) * study.replicates)
+        if options.dry_run:
+            show_plan(study, variants, pool)
+            return DONE
+        fetch(variants, pool)
+        if study.racing:
+            study = replace(study, racing={**study.racing, "resolution": resolution(study, pool)})
+        return _run(study, variants if grid else None, pool, options=options, project=project)
+    finally:
+        pool.close()
+
+
+def train(study: Study, *, options: Options, project: Path) -> int:
+    """One run of the study's base configuration. Trained anew each time it is asked for."""
+    hardware = study.base.config["hardware"]
+    pool = open_pool(hardware)
+    try:
+        one = variant(study.composer, {})
+        check([one], pool)
+        size_pool(pool, hardware, runs=1)
+        if options.dry_run:
+            show_plan(study, [one], pool)
+            return DONE
+        fetch([one], pool)
+        folder = StudyFolder(project / MEMORY / study.name)
+        declare(study, folder, project)
+        job = plan_job(
+            study, one, one.composition.config["replicate"], folder, again=time.strftime("%Y%m%d-%H%M%S")
+        )
+        folder.spool.append("start")
+        folder.spool.append("end", status="FINISHED", reason=None, metrics={}, step=0)
+        folder.close()  # a second training may start beside this one: each run has its own spool
+        with shipping(study, project) as shipper:
+            shipper.nudge(folder.folder)
+            plan = SinglePlan(job)
+            tally = coordinate(study, plan, pool, shipper, every_epoch=True)
+        result = plan.results.get(job.key)
+        if result:
+            print(
+                "  "
+                + "  ".join(
+                    f"{k} {result.metrics[k]:.4f}"
+                    for k in ("test/accuracy", "test/loss")
+                    if k in result.metrics
+                )
+            )
+        return exit_code(tally)
+    finally:
+        pool.close()
+
+
+def resolution(study: Study, pool: Pool) -> float:
+    """Accuracies come in steps of one image; 0 for a continuous metric."""
+    if not study.objective.metric.endswith("accuracy"):
+        return 0.0
+    outline = call(pool, "outline", study.base.config)
+    return 1 / (
+        outline.test if study.objective.metric.startswith("test") else study.base.config["data"]["val"]
+    )
+
+
+def _run(study: Study, variants: list[Variant] | None, pool: Pool, *, options: Options, project: Path) -> int:
+    path = project / MEMORY / study.name
+    if options.new and (aside := archive(path)):
+        print(f"  the runs so far are put aside as {aside}")
+    folder = StudyFolder(path)
+    try:
+        folder.admit(study.identity(), extend=options.extend)
+        plan = make_plan(study, variants, folder, extend=options.extend)
+        declare(study, folder, project)
+        with shipping(study, project) as shipper:
+            folder.spool.append("start")
+            shipper.nudge(folder.folder)
+            tally = coordinate(study, plan, pool, shipper)
+            answer = summarise(study, plan, tally)
+            status = "KILLED" if tally.ended == "interrupted" else "FINISHED"
+            folder.spool.append(
+                "end", status=status, reason=tally.ended, metrics={}, step=0, note=answer.markdown
+            )
+            shipper.nudge(folder.folder)
+            print(answer.text)
+        return exit_code(tally)
+    finally:
+        folder.close()
+
+
+def declare(study: Study, folder: StudyFolder, project: Path) -> None:
+    declare_study(
+        project,
+        study.name,
+        question=study.question or "",
+        identity=folder.born,
+        swept=[key.lstrip("+") for axis in study.space.axes for key in axis.keys],
+        metric=study.objective.metric,
+        direction=study.objective.direction,
+        tags={"fanin.git": git_commit(project)},
+    )
+
+
+def make_plan(study: Study, variants: list[Variant] | None, folder: StudyFolder, *, extend: bool) -> Any:
+    """The grid's own plan, or a search's; a grid with a pruner has Optuna as its judge."""
+    if variants is not None and study.pruner is None:
+        return GridPlan(study, variants, folder)
+    search = Search(
+        study.space,
+        sampler=study.sampler,
+        pruner=study.pruner,
+        directions=[objective.direction for objective in study.objectives],
+        storage=folder.path / "journal.log",
+        name=study.name,
+        seed=study.base.config["seed"],
+        steps=study.base.config["epochs"],
+        replicates=study.replicates,
+        extend=extend,
+    )
+    if variants is not None:
+        return GridPlan(study, variants, folder, judge=search)
+    return SearchPlan(study, search, folder, compose=lambda values: variant(study.composer, values))
+
+
+def coordinate(study: Study, plan: Any, pool: Pool, shipper: Any, *, every_epoch: bool = False) -> Tally:
+    objective, hardware = study.objective, study.base.config["hardware"]
+    display = Display(
+        study.name, metric=objective.metric, sign=objective.sign, workers=pool.size, every_epoch=every_epoch
+    )
+    coordinator = Coordinator(
+        plan,
+        pool,
+        shipper=shipper,
+        display=display,
+        budget=study.budget,
+        describe=lambda result: describe(result, study),
+        sign=objective.sign,
+        patience=hardware["patience"],
+        checkpoint=hardware["checkpoint"],
+    )
+    display.start(total=plan.total, done=plan.known)
+    try:
+        return coordinator.run()
+    finally:
+        display.close()
+
+
+def describe(result: Outcome, study: Study) -> tuple[str, float]:
+    """An outcome in words, and its value."""
+    if result.status != "FINISHED":
+        return (result.reason or result.status.lower()), float("nan")
+    value = value_of(result, study.objective, classes=study.classes)
+    return ("diverged, counts as" if result.metrics.get("diverged") else result.reason or ""), value
+
+
+def exit_code(tally: Tally) -> int:
+    for name, why in list(tally.failures.items())[:SHOWN]:
+        print(f"fanin: {name} failed: {why}", file=sys.stderr)
+    if tally.ended == "interrupted":
+        print("fanin: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    return FAILED if tally.failed else DONE
+
+
+@contextmanager
+def shipping(study: Study, project: Path) -> Iterator[Any]:
+    """A thread that ships to the tracking store the configuration names, or nothing with tracking=none."""
+    tracking = study.base.config["tracking"]
+    if tracking["uri"] == "none":
+        yield Unshipped()
+        return
+    from fanin.shipper import Shipper
+    from fanin.tracking import Tracker
+
+    shipper = Shipper(Tracker(project=project, uri=tracking["uri"], artifacts=tracking["artifacts"]))
+    try:
+        yield shipper
+    finally:
+        left = shipper.close(FLUSH)
+        if left:
+            why = f" ({shipper.status})" if shipper.status else ""
+            print(
+                f"fanin: {len(left)} runs are not fully in MLflow yet{why}; `fanin sync` ships the rest",
+                file=sys.stderr,
+            )
+
+
+class Unshipped:
+    """Stands for the shipper where nothing is shipped."""
+
+    status = ""
+
+    def nudge(self, folder: Any) -> None:
+        """The record stays in the spool."""

@@ -1,0 +1,121 @@
+"""Reading a study: from a multirun's arguments to a checked Study."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+
+from fanin.errors import require, unknown
+from fanin.sweep import grammar, race
+from fanin.sweep.compose import Composer
+from fanin.sweep.study import Budget, Study, hash_of, objectives
+
+RACING = {"min_replicates": 3, "confidence": 0.95}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the sweeper's configuration (hydra.sweeper) says."""
+
+    params: Mapping[str, Any] | None
+    sampler: Mapping[str, Any]
+    pruner: Mapping[str, Any] | None
+    budget: Budget
+
+
+def read_study(
+    loader: ConfigLoader,
+    *,
+    config_name: str,
+    hydra_overrides: Sequence[str],
+    arguments: Sequence[str],
+    settings: Settings,
+) -> Study:
+    """The study that a multirun's arguments describe. Raises ConfigError for whatever is wrong with it."""
+    spaceless = grammar.parse(None, overrides=arguments, loader=loader)
+    composer = Composer(loader, config_name=config_name, fixed=[*hydra_overrides, *spaceless.fixed])
+    base = composer.compose()
+    declared = base.config["study"]
+    space = grammar.parse(
+        settings.params,
+        overrides=arguments,
+        loader=loader,
+        zipped=declared["zip"],
+        points=declared["points"],
+        when=declared["when"],
+        seed=base.config["seed"],
+    )
+    if space.fixed != spaceless.fixed:  # params of one value are fixed, too
+        composer = Composer(loader, config_name=config_name, fixed=[*hydra_overrides, *space.fixed])
+        base = composer.compose()
+    study = Study(
+        name=declared["name"] or _file_name(arguments) or "",
+        question=declared["question"],
+        objectives=objectives(declared["metric"], declared["direction"]),
+        replicates=declared["replicates"],
+        space=space,
+        composer=composer,
+        base=base,
+        sampler=settings.sampler,
+        pruner=settings.pruner,
+        racing=_racing(declared),
+        budget=settings.budget,
+    )
+    _check(study)
+    return study if study.name else replace(study, name=f"adhoc-{hash_of(study.identity())}")
+
+
+def _check(study: Study) -> None:
+    value = study.replicates
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    require(whole, "study.replicates", "must be a whole number >= 1", value)
+    require(
+        "/" not in study.name and not study.name.startswith("."),
+        "study.name",
+        "must name a folder",
+        study.name,
+    )
+    grid = study.sampler["name"] == "grid"
+    metrics = [objective.metric for objective in study.objectives]
+    require(
+        len(metrics) == 1 or not grid,
+        "study.metric",
+        "a grid has one; several need a search (nsgaii)",
+        metrics,
+    )
+    if study.racing:
+        require(
+            grid,
+            "study.racing",
+            "races the variants of a grid; for a search, choose a pruner",
+            study.sampler["name"],
+        )
+        race.check(**study.racing, max_replicates=study.replicates)
+    budget = study.budget
+    for key, limit in {
+        "max_trials": budget.trials,
+        "timeout": budget.seconds,
+        "max_epochs": budget.epochs,
+    }.items():
+        require(limit is None or limit > 0, f"hydra.sweeper.{key}", "must be null or > 0", limit)
+    require(
+        grid or study.space.axes,
+        "hydra.sweeper.params",
+        "a search needs a space: key: interval(...) or a list",
+        None,
+    )
+
+
+def _racing(declared: Mapping[str, Any]) -> dict[str, Any] | None:
+    given = declared["racing"]
+    if not given:
+        return None
+    for key in given:
+        if key not in RACING:
+            raise unknown("study.racing", key, RACING)
+    return RACING | dict(given)
+
+
+def _file_name(arguments: Sequence[str]) -> str | None:
+    return next((a.partition("=")[2] for a in arguments if a.lstrip("+").startswith("sweeps=")), None)
