@@ -280,6 +280,7 @@ def test_every_parameter_has_a_stream_of_its_own_so_a_deeper_model_starts_the_sa
     for name in ("layers.0.weight", "layers.0.bias", "layers.1.weight", "layers.1.bias"):
         torch.testing.assert_close(shallow.get_parameter(name), deep.get_parameter(name), rtol=0, atol=0)
     assert not torch.equal(deep.layers[1].weight, deep.layers[2].weight)
+    assert not torch.equal(deep.layers[1].bias, deep.layers[2].bias)
 
 
 def test_two_initializers_of_one_replicate_differ_by_their_scale_only_and_replicates_differ_wholly():
@@ -459,3 +460,16 @@ def test_on_the_meta_device_everything_is_checked_and_nothing_drawn(path):
     weight, bias = configured(path.stem)
     init.initialize(model, weight=weight, bias=bias, streams=STREAMS)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_an_initializer_that_computes_with_its_draws_is_checked_on_real_numbers():
+    def normalised(weight, *, generator):
+        weight.copy_(torch.randn(weight.shape, generator=generator))
+        weight /= weight.norm().item()
+        if weight.shape[0] == 10:
+            raise ConfigError("initializer: not for ten units")
+
+    with torch.device("meta"):
+        model = mlp()
+    with pytest.raises(ConfigError, match="not for ten units"):
+        init.initialize(model, weight=normalised, bias="zeros", streams=STREAMS)

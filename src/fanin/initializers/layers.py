@@ -49,11 +49,23 @@ def initialize(model: nn.Module, *, weight: Callable[..., None], bias: str | flo
 
 def fill_weight(layer: nn.Linear | _ConvNd, weight: Callable[..., None], generator: torch.Generator) -> None:
     values = layer.weight.detach()
-    values = values if values.is_meta else values.cpu()
-    draws = {"generator": generator} if accepts(weight, "generator") else {}
+    if not values.is_meta:
+        fill(layer.weight, filled(layer, values.cpu(), weight, generator))
+        return
+    try:
+        filled(layer, values, weight, generator)
+    except RuntimeError:  # it computes with what it draws: try it on real numbers
+        filled(layer, torch.zeros(values.shape), weight, generator)
+
+
+def filled(
+    layer: nn.Linear | _ConvNd, values: Tensor, weight: Callable[..., None], generator: torch.Generator
+) -> Tensor:
+    """`values`, the layer's weights, after `weight` has been at work on each block."""
+    stream = {"generator": generator} if accepts(weight, "generator") else {}
     for block in blocks(layer, values):
-        weight(block, **draws)
-    fill(layer.weight, values)
+        weight(block, **stream)
+    return values
 
 
 def fill_bias(layer: nn.Linear | _ConvNd, bias: str | float, generator: torch.Generator) -> None:

@@ -72,29 +72,29 @@ def build(
 def draft(factory: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
     """`build` without memory or arithmetic, on the meta device: for checking a plan of many models.
 
-    A class that needs real numbers to be built is built for real, without disturbing torch's global stream.
+    A model that fails there because it needs real numbers is built for real; torch's global stream is put back.
     """
     try:
         with torch.device("meta"):
             return build(factory, **arguments)
-    except (ConfigError, RuntimeError):
-        with torch.random.fork_rng(devices=[]):
-            return build(factory, **arguments)
+    except (ConfigError, RuntimeError) as error:
+        if isinstance(error, ConfigError) and error.__cause__ is None:
+            raise  # not torch, we refused it
+    with torch.random.fork_rng(devices=[]):
+        return build(factory, **arguments)
 
 
 @torch.no_grad()
 def check_fit(model: nn.Module, *, in_shape: tuple[int, int, int], classes: int) -> None:
     """Pass two black images through the model; its state stays. Raises ConfigError if no logits come out."""
-    require(
-        isinstance(model, nn.Module), "model._target_", "must make a torch.nn.Module", type(model).__name__
-    )
+    kind = type(model).__name__
+    require(isinstance(model, nn.Module), "model._target_", "must make a torch.nn.Module", kind)
     parameter = next(model.parameters(), torch.empty(0))
     images = torch.zeros(2, *in_shape, device=parameter.device)
     shape = "x".join(str(size) for size in in_shape)
     was_training = model.training
-    model.train(
-        parameter.is_meta
-    )  # training mode would move the averages of batch norm, if there were any yet
+    # For real, training mode would move the averages of batch norm; on the meta device there are none.
+    model.train(parameter.is_meta)
     try:
         logits = model(images)
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -106,9 +106,5 @@ def check_fit(model: nn.Module, *, in_shape: tuple[int, int, int], classes: int)
     if not isinstance(logits, torch.Tensor):
         raise ConfigError(f"model: must return one tensor of logits, got {type(logits).__name__}")
     found, expected = tuple(logits.shape), (2, classes)
-    require(
-        found == expected,
-        "model",
-        f"does not fit the data: two images of {shape} must give logits of shape {expected}",
-        found,
-    )
+    rule = f"does not fit the data: two images of {shape} must give logits of shape {expected}"
+    require(found == expected, "model", rule, found)
