@@ -105,7 +105,7 @@ class SearchPlan:
     def _plan(self, number: int, replicate: int) -> None:
         if number not in self._trials:
             return  # ended meanwhile: a run known from before decided it
-        job = plan_job(self.study, self._trials[number].variant, replicate, self.folder, trial=number)
+        job = plan_job(self.study, self._trials[number].variant, replicate, self.folder, number=number, trial=number)
         result = result_of(job)
         if result is None and job.key not in self._queue.open:
             self._queue.add(job)

@@ -5,14 +5,14 @@ from typing import Any
 
 from fanin.errors import ConfigError
 from fanin.sweep.space import DISCRETE, Axis
-from fanin.sweep.study import Study, Variant, hash_of, variant
+from fanin.sweep.study import Study, Variant, hash_of
 from fanin.sweep.workers import Failure, Pool
 
 SHOWN = 5  # complaints shown when many configurations are refused
 
 
 def grid_of(study: Study) -> list[Variant]:
-    return [variant(study.composer, point) for point in study.space.grid()]
+    return [study.variant(point) for point in study.space.grid()]
 
 
 def corners(study: Study) -> list[Variant]:
@@ -20,7 +20,7 @@ def corners(study: Study) -> list[Variant]:
     points: list[dict[str, str]] = [{}]
     for axis in study.space.axes:
         points += [{**_parents(axis), **axis.assign(value)} for value in _ends(axis)]
-    return [variant(study.composer, point) for point in points]
+    return [study.variant(point) for point in points]
 
 
 def _ends(axis: Axis) -> Sequence[str]:

@@ -41,7 +41,11 @@ class Composition:
 class Composer:
     """Composes run configurations from a base (`fixed` overrides) and a variant's overrides."""
 
-    def __init__(self, loader: ConfigLoader, *, config_name: str, fixed: Sequence[str] = ()) -> None:
+    def __init__(
+        self, loader: ConfigLoader, *, config_name: str | None, fixed: Sequence[str] = (), own: bool = True
+    ) -> None:
+        """`own`: fanin's configuration, all of it resolved; a foreign one may need a running job to resolve."""
+        self.own = own
         self.loader = loader
         self.config_name = config_name
         self.fixed = list(fixed)
@@ -62,9 +66,9 @@ class Composer:
             config = copy.deepcopy(base)
             for override in plain:
                 _lay_over(config, override)
-            resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+            resolved = OmegaConf.to_container(config, resolve=self.own, throw_on_missing=True)
         assert isinstance(resolved, dict)
-        return Composition(config={str(k): v for k, v in resolved.items()}, choices=_named(choices, resolved))
+        return Composition(config={str(k): v for k, v in resolved.items()}, choices=_named(choices, resolved) if self.own else choices)
 
     def is_group(self, key: str) -> bool:
         if key not in self._groups:

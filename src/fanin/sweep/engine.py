@@ -1,5 +1,6 @@
 """A sweep of fanin's own runs, from a study to its answer."""
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -20,12 +21,13 @@ from fanin.sweep.plan import SinglePlan, plan_job, value_of
 from fanin.sweep.preview import show_plan
 from fanin.sweep.schedule import Coordinator, Tally
 from fanin.sweep.search import Search
-from fanin.sweep.study import Study, Variant, variant
+from fanin.sweep.study import Study, Variant
 from fanin.sweep.summary import summarise
 from fanin.sweep.workers import Pool
 
 FLUSH = 30.0  # seconds the end of a sweep waits for MLflow; `fanin sync` ships what is left
 DONE, FAILED, INTERRUPTED = 0, 1, 130
+NO_LIMITS = {"patience": math.inf, "checkpoint": math.inf}  # of a foreign program, which reports nothing
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,22 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
         pool.close()
 
 
+def sweep_foreign(study: Study, pool: Pool, *, options: Options, project: Path) -> int:
+    """Run or resume the sweep of a foreign Hydra program on workers that can call it."""
+    try:
+        grid = study.sampler["name"] == "grid"
+        variants = grid_of(study) if grid else None
+        return _run(study, variants, pool, options=options, project=project)
+    finally:
+        pool.close()
+
+
 def train(study: Study, *, options: Options, project: Path) -> int:
     """One run of the study's base configuration. Trained anew each time it is asked for."""
     hardware = study.base.config["hardware"]
     pool = open_pool(hardware)
     try:
-        one = variant(study.composer, {})
+        one = study.variant({})
         check([one], pool)
         size_pool(pool, hardware, runs=1)
         if options.dry_run:
@@ -155,18 +167,19 @@ def make_plan(study: Study, variants: list[Variant] | None, folder: StudyFolder,
         directions=[objective.direction for objective in study.objectives],
         storage=folder.path / "journal.log",
         name=study.name,
-        seed=study.base.config["seed"],
-        steps=study.base.config["epochs"],
+        seed=study.seed,
+        steps=study.base.config["epochs"] if study.own else None,
         replicates=study.replicates,
         extend=extend,
     )
     if variants is not None:
         return GridPlan(study, variants, folder, judge=search)
-    return SearchPlan(study, search, folder, compose=lambda values: variant(study.composer, values))
+    return SearchPlan(study, search, folder, compose=study.variant)
 
 
 def coordinate(study: Study, plan: Any, pool: Pool, shipper: Any, *, every_epoch: bool = False) -> Tally:
-    objective, hardware = study.objective, study.base.config["hardware"]
+    objective = study.objective
+    hardware = study.base.config["hardware"] if study.own else NO_LIMITS
     display = Display(
         study.name, metric=objective.metric, sign=objective.sign, workers=pool.size, every_epoch=every_epoch
     )
@@ -208,7 +221,7 @@ def exit_code(tally: Tally) -> int:
 @contextmanager
 def shipping(study: Study, project: Path) -> Iterator[Any]:
     """A thread that ships to the tracking store the configuration names, or nothing with tracking=none."""
-    tracking = study.base.config["tracking"]
+    tracking = study.base.config["tracking"] if study.own else {"uri": "none"}
     if tracking["uri"] == "none":
         yield Unshipped()
         return

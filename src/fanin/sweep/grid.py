@@ -91,7 +91,7 @@ class GridPlan:
         return dict(self._stopped)
 
     def _plan(self, variant: Variant, replicate: int) -> None:
-        job = plan_job(self.study, variant, replicate, self.folder)
+        job = plan_job(self.study, variant, replicate, self.folder, number=self.variants.index(variant))
         if job.key in self._planned or variant.key in self._stopped:
             return
         self._planned[job.key] = job

@@ -18,6 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._storage import JournalOperation
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -26,6 +27,7 @@ from fanin.errors import ConfigError, require, unknown
 log = logging.getLogger(__name__)
 
 SPACE = "fanin.space"  # our mark on the study: the axes it was asked about
+ASKED = "fanin.asked"  # and on a trial: all its values are drawn
 
 
 class Journal(JournalFileBackend):
@@ -103,36 +105,62 @@ def _load(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.Stud
 
 
 def repair(path: Path) -> int:
-    """Cut the journal before its first record that cannot be read; returns the number of bytes cut.
+    """Cut what a killed coordinator left unfinished at the end of the journal; returns the number of bytes cut.
 
-    A process killed in the middle of a write, or a full disk, leaves a torn last line, to which the next
-    record would be glued: from then on Optuna could not open the file at all. Bytes that are cut are kept
-    beside it.
+    A process killed in the middle of a write, or a full disk, leaves a torn last line, to which the next record
+    would be glued: from then on Optuna could not open the file at all. And a trial killed while its values were
+    drawn, one record each, would be completed with other values than it would have got; nobody has seen it, so
+    its records go too. Bytes that are cut are kept beside the file.
     """
     if not path.exists():
         return 0
     data = path.read_bytes()
-    good = 0
+    good, draft = 0, _Draft()
     for line in data.splitlines(keepends=True):
-        if not _readable(line):
+        record = _record(line)
+        if record is None:
             break
+        draft.see(record, at=good)
         good += len(line)
-    cut = data[good:]
+    keep = min([good, *draft.begun.values()])
+    cut = data[keep:]
     if cut:
         path.with_name(path.name + ".cut").write_bytes(cut)
         with path.open("r+b") as file:
-            file.truncate(good)
-        log.warning("%s: cut %d unreadable bytes at the end (kept in %s.cut)", path, len(cut), path.name)
+            file.truncate(keep)
+    if good < len(data):
+        log.warning(
+            "%s: cut %d unreadable bytes at the end (kept in %s.cut)", path, len(data) - good, path.name
+        )
     return len(cut)
 
 
-def _readable(line: bytes) -> bool:
-    if not line.endswith(b"\n"):
-        return False
+class _Draft:
+    """Follows the journal's records: `begun` says where those of each trial begin that is not drawn to its end."""
+
+    def __init__(self) -> None:
+        self.trials = 0
+        self.begun: dict[int, int] = {}
+
+    def see(self, record: Mapping[str, Any], *, at: int) -> None:
+        code = record["op_code"]
+        if code == JournalOperation.CREATE_TRIAL:
+            if "state" not in record:  # else it was written whole
+                self.begun[self.trials] = at
+            self.trials += 1
+        elif code == JournalOperation.SET_TRIAL_STATE_VALUES and record["state"] == TrialState.RUNNING:
+            self.begun[record["trial_id"]] = at  # taken from the queue
+        elif code == JournalOperation.SET_TRIAL_USER_ATTR and ASKED in record["user_attr"]:
+            self.begun.pop(record["trial_id"], None)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None for what is torn or damaged."""
     try:
-        return isinstance(json.loads(line), dict)
+        record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
-        return False
+        return None
+    return record if isinstance(record, dict) and "op_code" in record else None
 
 
 def rewrite(path: Path, name: str, distributions: Mapping[str, BaseDistribution]) -> None:

@@ -87,14 +87,31 @@ def single(overrides: Sequence[str], options: Options) -> int:
 
 def sweep(sweeper: Any, arguments: list[str]) -> int:
     """Called by the sweeper plugin."""
+    settings = Settings(**plain(sweeper.settings))
+    if sweeper.task_function is not own_task:
+        return _sweep_foreign(sweeper, arguments, settings)
     study = read_study(
         sweeper.hydra_context.config_loader,
         config_name=sweeper.config.hydra.job.config_name,
         hydra_overrides=list(sweeper.config.hydra.overrides.hydra),
         arguments=arguments,
-        settings=Settings(**plain(sweeper.settings)),
+        settings=settings,
     )
     return engine.sweep(study, options=sweeper.options or Options(), project=Path.cwd())
+
+
+def _sweep_foreign(sweeper: Any, arguments: list[str], settings: Settings) -> int:
+    """A foreign program has no use for an exit code from here: what is wrong is raised, for Hydra to show."""
+    from fanin.sweep import foreign
+
+    fields = foreign.settings_of(sweeper)
+    study = foreign.read_foreign(sweeper, arguments, settings, fields)
+    options = Options(extend=fields["change"] == "extend", new=fields["change"] == "new")
+    pool = foreign.open_foreign_pool(sweeper, fields)
+    code = engine.sweep_foreign(study, pool, options=options, project=Path.cwd())
+    if code:
+        raise SystemExit(code)
+    return code
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -65,12 +65,14 @@ class Plan(Protocol):
         ...
 
 
-def chance(metric: str, *, classes: int) -> float | None:
+def chance(metric: str, *, classes: int | None) -> float | None:
     """The value of a network that knows nothing: what a diverged run counts as. None where there is none."""
+    if classes is None:
+        return None
     return {"accuracy": 1.0 / classes, "loss": math.log(classes)}.get(metric.rpartition("/")[2])
 
 
-def value_of(result: Outcome, objective: Objective, *, classes: int) -> float:
+def value_of(result: Outcome, objective: Objective, *, classes: int | None) -> float:
     """A run's value: the final value of the metric, or chance level when it diverged. Infinity (the worst) where
     the metric has no chance level; raises KeyError when a finished run never recorded the metric."""
     value = result.metrics.get(objective.metric, math.nan)
@@ -88,11 +90,12 @@ def plan_job(
     replicate: int,
     folder: StudyFolder,
     *,
+    number: int = 0,
     trial: int | None = None,
     again: str = "",
 ) -> Job:
-    """The job of one run. `again` tells apart trainings of the same variant and replicate."""
-    spec = variant.spec(study.name, replicate)
+    """The job of one run. `number` counts the variants; `again` tells apart trainings of the same variant and replicate."""
+    spec = study.spec(variant, replicate, number=number)
     if again:
         spec |= {"key": f"{spec['key']}-{again}", "name": f"{variant.composition.choices['model']} {again}"}
     return Job(spec, folder.plan_run(spec), variant, replicate, trial=trial)

@@ -61,12 +61,13 @@ def read_study(
         pruner=settings.pruner,
         racing=_racing(declared),
         budget=settings.budget,
+        seed=base.config["seed"],
     )
-    _check(study)
+    check_study(study)
     return study if study.name else replace(study, name=f"adhoc-{hash_of(study.identity())}")
 
 
-def _check(study: Study) -> None:
+def check_study(study: Study) -> None:
     value = study.replicates
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
     require(whole, "study.replicates", "must be a whole number >= 1", value)

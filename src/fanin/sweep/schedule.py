@@ -114,7 +114,7 @@ class Coordinator:
             worker.do("run", payload, task=job)
         except OSError:
             pass  # died while idle: its sentinel tells, and the job is retried
-        self.display.begin(job.key, name=job.name, epochs=int(job.spec["config"]["epochs"]))
+        self.display.begin(job.key, name=job.name, epochs=int(job.spec["config"].get("epochs") or 0))
 
     # ---- hearing ----
 

@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from fanin.sweep.journal import best_points, open_study
+from fanin.sweep.journal import ASKED, best_points, open_study
 from fanin.sweep.parameters import distribution, distributions, every, params_of, pick, suggest, values_of
 from fanin.sweep.pruners import build_pruner
 from fanin.sweep.samplers import build_sampler, check_sampler, trial_seed
@@ -134,8 +134,7 @@ class Search:
         return left
 
     def _reopen(self) -> list[Trial]:
-        """Remember the points of the journal; returns the trials left running, their values drawn to the
-        end."""
+        """Remember the points of the journal; returns the trials left running."""
         left = []
         for frozen in self._frozen():
             if (
@@ -145,9 +144,6 @@ class Search:
             ):
                 continue
             trial = self._trial(frozen)
-            if frozen.state == TrialState.RUNNING:
-                self.study.sampler = self._sampler(frozen.number)
-                trial = self._suggest(optuna.Trial(self.study, self._trial_id(frozen.number)))
             earlier = self._known.setdefault(_identity(trial.values), trial.number)
             if earlier < trial.number and trial.state == "running" and GIVEN not in frozen.user_attrs:
                 self._repeat(trial.number, earlier)
@@ -159,10 +155,11 @@ class Search:
         """A new trial, filled from the queue and by the sampler."""
         waiting = self._frozen(TrialState.WAITING)
         self.study.sampler = self._sampler(waiting[0].number if waiting else len(self._frozen()))
-        return self._suggest(self.study.ask())
-
-    def _suggest(self, trial: optuna.Trial) -> Trial:
+        trial = self.study.ask()
         suggest(trial, self.space)
+        trial.set_user_attr(
+            ASKED, True
+        )  # only now; without it, the next opening of the journal undoes the draw
         return self._trial(self._storage.get_trial(self._trial_id(trial.number)))
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:

@@ -63,14 +63,45 @@ class Study:
     pruner: Mapping[str, Any] | None = None
     racing: Mapping[str, Any] | None = None
     budget: Budget = field(default_factory=Budget)
+    seed: int = 0  # of the search
+    own: bool = True  # fanin's own training; else a foreign program's function
 
     @property
     def objective(self) -> Objective:
         return self.objectives[0]
 
     @property
-    def classes(self) -> int:
-        return int(self.base.config["data"]["classes"])
+    def classes(self) -> int | None:
+        """Of the data; decides what a diverged run counts as. None for a foreign program."""
+        return int(self.base.config["data"]["classes"]) if self.own else None
+
+    def variant(self, values: Mapping[str, str]) -> "Variant":
+        """Compose the point `values`; raises ConfigError when it cannot be."""
+        composition = self.composer.compose([f"{key}={text}" for key, text in values.items()])
+        shown = {key.lstrip("+"): _resolved(composition, key.lstrip("+"), text) for key, text in values.items()}
+        decisive = identity_of(composition.config) if self.own else composition.config
+        return Variant(hash_of(decisive), dict(values), shown, composition)
+
+    def spec(self, variant: "Variant", replicate: int, *, number: int = 0) -> dict[str, Any]:
+        """A run's specification, as the worker gets it and as run.json keeps it. `number`: of the variant."""
+        return {
+            "study": self.name,
+            "key": f"{variant.key}-r{replicate}",
+            "variant": variant.key,
+            "replicate": replicate,
+            "name": f"{variant.name} r{replicate}" if self.own else variant.name,
+            "choices": dict(variant.composition.choices),
+            "config": variant.composition.config | ({"replicate": replicate} if self.own else {}),
+            "overrides": dict(variant.shown),
+        } | ({} if self.own else self._call(variant, number))
+
+    def _call(self, variant: "Variant", number: int) -> dict[str, Any]:
+        """What a foreign function's worker composes its configuration from."""
+        return {
+            "arguments": [*self.space.fixed, *(f"{key}={text}" for key, text in variant.values.items())],
+            "number": number,
+            "objectives": [objective.metric for objective in self.objectives],
+        }
 
     def folder(self, project: Path) -> Path:
         return project / ".fanin" / self.name
@@ -85,7 +116,7 @@ class Study:
             "pruner": dict(self.pruner) if self.pruner else None,
             "racing": dict(self.racing) if self.racing else None,
             "replicates": self.replicates,
-            "config": identity_of(self.base.config),
+            "config": identity_of(self.base.config) if self.own else self.base.config,
         }
 
 
@@ -156,26 +187,6 @@ class Variant:
     @property
     def name(self) -> str:
         return " ".join(f"{k}={_short(v)}" for k, v in self.shown.items()) or "default"
-
-    def spec(self, study: str, replicate: int) -> dict[str, Any]:
-        """The run's specification, as the worker gets it and as run.json keeps it."""
-        return {
-            "study": study,
-            "key": f"{self.key}-r{replicate}",
-            "variant": self.key,
-            "replicate": replicate,
-            "name": f"{self.name} r{replicate}",
-            "choices": dict(self.composition.choices),
-            "config": {**self.composition.config, "replicate": replicate},
-            "overrides": dict(self.shown),
-        }
-
-
-def variant(composer: Composer, values: Mapping[str, str]) -> Variant:
-    """Compose the point `values`; raises ConfigError naming the point when it cannot be."""
-    composition = composer.compose([f"{key}={text}" for key, text in values.items()])
-    shown = {key.lstrip("+"): _resolved(composition, key.lstrip("+"), text) for key, text in values.items()}
-    return Variant(hash_of(identity_of(composition.config)), dict(values), shown, composition)
 
 
 def _resolved(composition: Composition, key: str, text: str) -> Any:

@@ -45,18 +45,29 @@ PRUNERS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class FaninSweeperConfig:
-    """`params` is the space, in Hydra's override grammar. The search ends with `max_trials` trials (in all,
-    also across resumes; a grid ends by itself), after `timeout` seconds, or when the metric reaches `target`,
-    whichever comes first."""
+    """`params` is the space, in Hydra's override grammar. The search ends with `max_trials` trials (in all, also
+    across resumes; a grid ends by itself), after `timeout` seconds, with `max_epochs` epochs trained in this
+    session, or when the metric reaches `target`: whichever comes first.
+
+    The fields from `study` on are for programs other than fanin, whose study file and `hardware` group say the same:
+    `study` names it (default: the program's name), `direction` is minimize or maximize, one or a list;
+    `change` says what happens when the question differs from the one the study holds: refuse, extend or new."""
 
     defaults: List[Any] = field(default_factory=lambda: [{"pruner": "none"}])  # noqa: UP006
     _target_: str = "hydra_plugins.fanin_sweeper.sweeper.FaninSweeper"
     sampler: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006
     pruner: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006
-    params: Optional[Dict[str, Any]] = None  # noqa: UP006, UP045
+    params: Dict[str, Any] = field(default_factory=dict)  # noqa: UP006
     max_trials: Optional[int] = None  # noqa: UP045
+    max_epochs: Optional[int] = None  # noqa: UP045
     timeout: Optional[float] = None  # noqa: UP045
     target: Optional[float] = None  # noqa: UP045
+    study: Optional[str] = None  # noqa: UP045
+    direction: Any = "minimize"
+    seed: int = 0
+    workers: Optional[int] = None  # noqa: UP045
+    threads: int = 1
+    change: str = "refuse"
 
 
 def _register() -> None:
