@@ -105,12 +105,13 @@ def _load(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.Stud
 
 
 def repair(path: Path) -> int:
-    """Cut what a killed coordinator left unfinished at the end of the journal; returns the number of bytes cut.
+    """Cut what a killed coordinator left unfinished at the end of the journal; returns the number of bytes
+    cut.
 
-    A process killed in the middle of a write, or a full disk, leaves a torn last line, to which the next record
-    would be glued: from then on Optuna could not open the file at all. And a trial killed while its values were
-    drawn, one record each, would be completed with other values than it would have got; nobody has seen it, so
-    its records go too. Bytes that are cut are kept beside the file.
+    A process killed in the middle of a write, or a full disk, leaves a torn last line, to which the next
+    record would be glued: from then on Optuna could not open the file at all. And a trial killed while its
+    values were drawn, one record each, would be completed with other values than it would have got; nobody
+    has seen it, so its records go too. Bytes that are cut are kept beside the file.
     """
     if not path.exists():
         return 0
@@ -136,7 +137,8 @@ def repair(path: Path) -> int:
 
 
 class _Draft:
-    """Follows the journal's records: `begun` says where those of each trial begin that is not drawn to its end."""
+    """Follows the journal's records: `begun` says where those of each trial begin that is not drawn to its
+    end."""
 
     def __init__(self) -> None:
         self.trials = 0

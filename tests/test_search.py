@@ -1,0 +1,555 @@
+"""The search: what is asked, what is pruned, and that a kill at any moment loses and repeats nothing."""
+
+import inspect
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from fanin.errors import ConfigError
+from fanin.sweep import pruners, samplers
+from fanin.sweep.grammar import parse
+from fanin.sweep.search import Search
+from fanin.sweep.space import Space
+from fanin.sweep.trial import Trial, pareto_front
+from hydra_plugins.fanin_sweeper import config
+
+NUMBERS = {"x": "interval(0,1)", "n": "int(interval(1,8))", "lr": "tag(log,interval(1e-4,1))"}
+MIXED = {**NUMBERS, "r": "range(0,0.5,0.1)", "c": "a,[b,c],d"}
+ADAPTIVE = ["random", "tpe", "cmaes", "qmc", "nsgaii"]
+
+
+def space_for(sampler: str) -> Space:
+    return parse(NUMBERS if sampler == "cmaes" else MIXED)
+
+
+def open_search(tmp_path: Path, space: Space | dict[str, Any], **settings: Any) -> Search:
+    space = parse(space) if isinstance(space, dict) else space
+    settings = {
+        "sampler": {"name": "random"},
+        "directions": ["minimize"],
+        "name": "study",
+        "seed": 0,
+    } | settings
+    settings["storage"] = settings.get("storage", tmp_path / "journal.log")
+    return Search(space, **settings)
+
+
+def bowl(values: dict[str, str]) -> float:
+    return (
+        (float(values["x"]) - 0.3) ** 2
+        + (float(values["n"]) - 3) ** 2 / 64
+        + (math.log10(float(values["lr"])) + 2) ** 2
+    )
+
+
+def run(
+    search: Search, trials: int, objective: Callable[[dict[str, str]], float] = bowl
+) -> list[dict[str, str]]:
+    """Complete trials, one after the other, until `trials` were handed out in all or none is left."""
+    for trial in search.reap():
+        search.tell(trial.number, objective(trial.values))
+    while search.asked < trials:
+        trial = search.ask()
+        if trial is None:
+            break
+        search.tell(trial.number, objective(trial.values))
+    return [trial.values for trial in search.trials]
+
+
+@pytest.mark.parametrize("sampler", [*ADAPTIVE, "gp"])
+def test_every_sampler_stays_in_the_space_and_repeats_itself_under_one_seed(
+    tmp_path: Path, sampler: str
+) -> None:
+    space, count = space_for(sampler), 13
+    settings = {"sampler": {"name": sampler}}
+    if sampler == "gp":
+        pytest.importorskip("torch")
+        space, settings, count = (
+            parse({"x": NUMBERS["x"], "n": NUMBERS["n"], "lr": "0.01,0.1"}),
+            {"sampler": {"name": "gp", "n_startup_trials": 3}},
+            6,
+        )
+    runs = [
+        run(open_search(tmp_path, space, storage=tmp_path / str(i), seed=seed, **settings), count)
+        for i, seed in enumerate([0, 0, 1])
+    ]
+    assert (
+        runs[0] == runs[1] != runs[2] or sampler == "qmc" and runs[0] == runs[1]
+    )  # a plain Sobol sequence has no seed
+    for values in runs[0] + runs[2]:
+        assert {axis.name for axis in space.axes} == set(values)
+        assert all(axis.locate(values) == values[axis.name] for axis in space.axes)
+
+
+@pytest.mark.parametrize("sampler", ADAPTIVE)
+def test_a_search_reopened_every_few_trials_asks_what_the_uninterrupted_one_asks(
+    tmp_path: Path, sampler: str
+) -> None:
+    settings = {"sampler": {"name": sampler}, "defaults": {"x": "0.5"}}
+    whole = run(open_search(tmp_path, space_for(sampler), storage=tmp_path / "whole", **settings), 24)
+    for trials in (5, 9, 17, 24):
+        parts = run(open_search(tmp_path, space_for(sampler), storage=tmp_path / "parts", **settings), trials)
+    assert parts == whole
+
+
+def test_a_kill_at_any_byte_of_the_journal_loses_and_repeats_no_trial(tmp_path: Path) -> None:
+    space = parse({"x": "1,2,3", "y": "range(0,4)"})
+    settings = {"sampler": {"name": "tpe", "n_startup_trials": 3}, "defaults": {"x": "2"}}
+
+    def cost(values: dict[str, str]) -> float:
+        return float(values["x"]) + float(values["y"])
+
+    whole = run(open_search(tmp_path, space, storage=tmp_path / "whole", **settings), 7, cost)
+    journal = (tmp_path / "whole").read_bytes()
+    ends = [i + 1 for i, byte in enumerate(journal) if byte == ord("\n")]
+    cuts = sorted({0, *ends, *(end - 7 for end in ends)})  # between records, and inside each
+    for cut in cuts:
+        storage = tmp_path / f"cut{cut}"
+        storage.write_bytes(journal[:cut])
+        search = open_search(tmp_path, space, storage=storage, **settings)
+        assert run(search, 7, cost) == whole, cut
+        assert [t.state for t in search.trials] == ["complete"] * 7
+        assert search.reap() == []
+
+
+def test_a_torn_or_damaged_tail_is_cut_kept_aside_and_reported(tmp_path: Path, caplog: Any) -> None:
+    run(open_search(tmp_path, MIXED), 3)
+    journal = tmp_path / "journal.log"
+    good = journal.read_bytes()
+    for damage in (b'{"op_code":4,"stu', b"\0" * 100, b'{"op_c{"op_code":4}\n{"op_code":4}\n'):
+        journal.write_bytes(good + damage)
+        caplog.clear()
+        assert open_search(tmp_path, MIXED).asked == 3
+        assert journal.read_bytes() == good and (tmp_path / "journal.log.cut").read_bytes() == damage
+        assert f"cut {len(damage)} unreadable bytes" in caplog.text
+
+
+def test_optuna_itself_reads_the_journal(tmp_path: Path) -> None:
+    search = open_search(tmp_path, MIXED, pruner={"name": "median"}, steps=5)
+    trial = search.ask()
+    assert trial is not None
+    search.report(trial.number, 1, 0.5)
+    search.tell(trial.number, 0.25)
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal.log"))
+    study = optuna.load_study(study_name="study", storage=optuna.storages.JournalStorage(backend))
+    assert study.best_value == 0.25 and study.trials[0].intermediate_values == {1: 0.5}
+    assert study.best_params["c"] == trial.values["c"]
+    assert study.best_params["x"] == float(trial.values["x"])
+
+
+def test_the_default_configuration_is_tried_first_as_far_as_the_space_has_it(tmp_path: Path) -> None:
+    defaults = {"x": "0.25", "n": "99", "lr": "1e-2", "c": "[b,c]", "absent": "1"}
+    first = open_search(tmp_path, MIXED, defaults=defaults).ask()
+    assert first is not None
+    assert (first.values["x"], first.values["lr"], first.values["c"]) == ("0.25", "0.01", "[b,c]")
+    assert 1 <= int(first.values["n"]) <= 8  # 99 is outside: drawn
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc", "nsgaii"])
+def test_a_finite_space_is_searched_without_repeats_and_ends(tmp_path: Path, sampler: str) -> None:
+    space = parse({"a": "1,2,3", "b": "int(interval(1,2))"})
+    search = open_search(tmp_path, space, sampler={"name": sampler})
+    values = run(search, 1000, lambda v: float(v["a"]))
+    assert sorted((v["a"], v["b"]) for v in values) == [(a, b) for a in "123" for b in "12"]
+    assert search.ask() is None and search.asked == 6
+    assert open_search(tmp_path, space, sampler={"name": sampler}).ask() is None
+
+
+def test_a_repeated_point_is_told_to_optuna_with_the_earlier_result(tmp_path: Path) -> None:
+    search = open_search(tmp_path, {"a": "1,2"}, seed=1)
+    run(search, 2, lambda v: float(v["a"]))
+    search.ask()
+    repeats = [t for t in search.study.trials if "fanin.repeats" in t.user_attrs]
+    assert repeats and all(t.value == float(t.params["a"]) for t in repeats)
+
+
+def test_a_point_of_ones_own_can_be_tried_again(tmp_path: Path) -> None:
+    search = open_search(tmp_path, MIXED)
+    point = {"x": "0.5", "n": "2", "lr": "0.1", "r": "0.3", "c": "d"}
+    first, second = search.ask(point), search.ask(point)
+    assert first is not None and second is not None
+    assert first.values == second.values == point and first.number != second.number
+    assert [t.number for t in open_search(tmp_path, MIXED).reap()] == [first.number, second.number]
+
+
+def test_a_conditional_axis_is_drawn_only_where_it_exists(tmp_path: Path) -> None:
+    space = parse(
+        {"optimizer": "sgd,momentum,adam", "momentum": "interval(0.5,0.99)", "x": "interval(0,1)"},
+        when={"momentum": {"optimizer": "momentum"}},
+    )
+    for name in ("random", "tpe"):
+        search = open_search(tmp_path, space, storage=tmp_path / name, sampler={"name": name})
+        values = run(search, 30, lambda v: float(v["x"]) + float(v.get("momentum", 1)))
+        assert {v["optimizer"] for v in values} == {"sgd", "momentum", "adam"}
+        assert all(("momentum" in v) == (v["optimizer"] == "momentum") for v in values)
+
+
+def test_zipped_axes_are_one_decision_of_the_search(tmp_path: Path) -> None:
+    space = parse({"a": "1,2,3", "b": "x,y,z"}, zipped=[["a", "b"]])
+    assert {(v["a"], v["b"]) for v in run(open_search(tmp_path, space), 9, lambda v: 0.0)} == {
+        ("1", "x"),
+        ("2", "y"),
+        ("3", "z"),
+    }
+
+
+def test_tpe_with_two_workers_beats_random_search(tmp_path: Path) -> None:
+    def best(name: str, seed: int) -> float:
+        search = open_search(
+            tmp_path, NUMBERS, storage=tmp_path / f"{name}{seed}", sampler={"name": name}, seed=seed
+        )
+        open_trials = [search.ask()]
+        for _ in range(39):
+            open_trials.append(search.ask())
+            oldest = open_trials.pop(0)
+            assert oldest is not None
+            search.tell(oldest.number, bowl(oldest.values))
+        assert search.best is not None and search.best.scores is not None
+        return search.best.scores[0]
+
+    medians = {name: statistics.median(best(name, seed) for seed in range(10)) for name in ("tpe", "random")}
+    assert medians["tpe"] < medians["random"] / 2
+
+
+# Telling
+
+
+def test_what_diverged_counts_as_the_worst_and_is_never_the_best(tmp_path: Path) -> None:
+    search = open_search(tmp_path, MIXED, directions=["maximize"])
+    for value in (math.nan, math.inf, 0.5, -math.inf):
+        trial = search.ask()
+        assert trial is not None
+        search.tell(trial.number, value)
+    assert [t.scores for t in search.trials] == [(-math.inf,), (-math.inf,), (0.5,), (-math.inf,)]
+    assert search.best is not None and search.best.number == 2
+
+
+def test_telling_twice_keeps_the_first_word_and_a_failure_is_no_result(tmp_path: Path) -> None:
+    search = open_search(tmp_path, MIXED)
+    first, second = search.ask(), search.ask()
+    assert first is not None and second is not None
+    search.tell(first.number, 1.0)
+    search.tell(first.number, 2.0)
+    search.tell(second.number, state="failed")
+    assert [(t.state, t.scores) for t in search.trials] == [("complete", (1.0,)), ("failed", None)]
+    assert search.best is not None and search.best.number == 0
+
+
+def test_the_front_holds_what_nothing_beats_in_every_objective(tmp_path: Path) -> None:
+    points = [(0.9, 10.0), (0.8, 5.0), (0.8, 6.0), (0.95, 30.0), (0.7, 5.0), (0.9, math.nan)]
+    search = open_search(tmp_path, MIXED, directions=["maximize", "minimize"], sampler={"name": "nsgaii"})
+    for point in points:
+        trial = search.ask()
+        assert trial is not None
+        search.tell(trial.number, point)
+    assert [t.scores for t in search.front] == [(0.9, 10.0), (0.8, 5.0), (0.95, 30.0)]
+    assert {t.number for t in search.study.best_trials} >= {t.number for t in search.front}
+
+
+def test_equal_trials_share_the_front() -> None:
+    trials = [Trial(i, {}, "complete", (1.0,)) for i in range(2)] + [Trial(2, {}, "failed")]
+    assert [t.number for t in pareto_front(trials, ["minimize"])] == [0, 1]
+
+
+def test_a_warm_start_queues_the_best_points_of_another_study_once(tmp_path: Path) -> None:
+    other = tmp_path / "other.log"
+    run(open_search(tmp_path, NUMBERS, storage=other, name="other"), 12)
+    ranked = sorted(
+        open_search(tmp_path, NUMBERS, storage=other, name="other").trials, key=lambda t: t.scores or ()
+    )
+    search = open_search(tmp_path, {**NUMBERS, "c": "a,b"}, defaults={"x": "0.5"})
+    assert search.warm_start(other, name="other", count=3) == 3
+    assert search.warm_start(other, name="other", count=3) == 0
+    asked = [search.ask() for _ in range(4)]
+    assert [{k: v for k, v in t.values.items() if k != "c"} for t in asked[1:] if t] == [
+        t.values for t in ranked[:3]
+    ]
+    with pytest.raises(ConfigError, match="study.warm_start: 'othr' is not one of: other"):
+        search.warm_start(other, name="othr")
+    with pytest.raises(ConfigError, match="study.warm_start"):
+        search.warm_start(tmp_path / "nothing.log", name="x")
+
+
+def test_an_extended_space_keeps_the_trials_and_a_changed_one_is_refused(tmp_path: Path) -> None:
+    before = {"a": "1,2", "x": "interval(0,1)", "gone": "1,2"}
+    search = open_search(tmp_path, before)
+    left = search.ask()
+    run(search, 5, lambda v: float(v["a"]))
+    after = {"a": "1,2,3", "x": "interval(0,2)", "new": "p,q"}
+    with pytest.raises(ConfigError, match="space has changed in a, gone, new, x; .*--extend"):
+        open_search(tmp_path, after)
+    extended = open_search(tmp_path, after, extend=True)
+    assert left is not None and [t.number for t in extended.reap()] == [left.number]
+    assert [t.state for t in extended.trials] == ["running", *["complete"] * 4]
+    assert [t.scores for t in extended.trials[1:]] == [t.scores for t in search.trials[1:]]
+    assert extended.trials[1].values == {k: v for k, v in search.trials[1].values.items() if k != "gone"}
+    more = [extended.ask() for _ in range(12)]
+    assert {t.values["a"] for t in more if t} == {"1", "2", "3"}
+    with pytest.raises(ConfigError, match="lies outside the new space"):
+        open_search(tmp_path, {"a": "3,4", "x": "interval(0,2)", "new": "p,q"}, extend=True)
+    assert open_search(tmp_path, after).asked == 17
+
+
+# Pruning
+
+
+def curve(quality: float, epoch: int) -> float:
+    """An accuracy that rises to `quality`."""
+    return quality * (1 - 0.5**epoch)
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband", "halving"])
+def test_pruning_finds_the_best_variant_with_at_most_half_of_the_epochs(tmp_path: Path, pruner: str) -> None:
+    epochs = 16
+    qualities = [0.95 if i % 10 == 9 else 0.2 + 0.004 * ((7 * i) % 50) for i in range(60)]
+    search = open_search(
+        tmp_path,
+        {"i": f"range(0,{len(qualities)})"},
+        directions=["maximize"],
+        pruner={"name": pruner},
+        steps=epochs,
+    )
+    spent = 0
+    for i, quality in enumerate(qualities):
+        trial = search.ask({"i": str(i)})
+        assert trial is not None
+        for epoch in range(1, epochs + 1):
+            spent += 1
+            if search.report(trial.number, epoch, curve(quality, epoch)):
+                search.tell(trial.number, state="pruned")
+                break
+        else:
+            search.tell(trial.number, quality)
+    assert search.best is not None and search.best.scores == (0.95,)
+    assert spent <= len(qualities) * epochs / 2
+    assert sum(t.state == "pruned" for t in search.trials) > 20
+
+
+def prepared(tmp_path: Path, *, direction: str = "maximize", **settings: Any) -> Search:
+    """A search whose five earlier trials reported 0.5 at every epoch."""
+    search = open_search(tmp_path, {"x": "interval(0,1)"}, directions=[direction], steps=10, **settings)
+    for _ in range(5):
+        trial = search.ask()
+        assert trial is not None
+        for epoch in range(1, 11):
+            search.report(trial.number, epoch, 0.5)
+        search.tell(trial.number, 0.5)
+    return search
+
+
+def ask(search: Search) -> Trial:
+    trial = search.ask()
+    assert trial is not None
+    return trial
+
+
+@pytest.mark.parametrize(("direction", "worse"), [("maximize", 0.4), ("minimize", 0.6)])
+def test_the_median_pruner_ends_what_is_worse_than_half_of_the_others(
+    tmp_path: Path, direction: str, worse: float
+) -> None:
+    search = prepared(tmp_path, direction=direction, pruner={"name": "median", "n_warmup_steps": 2})
+    bad, good = ask(search), ask(search)
+    assert [search.report(bad.number, epoch, worse) for epoch in (1, 2, 3)] == [False, True, True]
+    assert not any(search.report(good.number, epoch, 1.0 - worse) for epoch in range(1, 11))
+
+
+def test_a_decision_to_prune_survives_a_restart(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"pruner": {"name": "median"}}
+    bad = ask(search := prepared(tmp_path, **settings))
+    assert search.report(bad.number, 1, 0.6) is False
+    assert search.report(bad.number, 2, 0.4) is False  # its best so far is above the median
+    assert search.report(bad.number, 3, math.nan) is False
+    worst = ask(search)
+    assert search.report(worst.number, 2, 0.1) is True
+    again = open_search(tmp_path, {"x": "interval(0,1)"}, directions=["maximize"], steps=10, **settings)
+    assert [t.number for t in again.reap()] == [bad.number, worst.number]
+    assert again.report(bad.number, 1, 0.6) is False and again.report(bad.number, 2, 0.4) is False
+    assert again.report(worst.number, 1, 0.1) is True  # nothing it does can save it now
+    again.tell(worst.number, state="pruned")
+    assert again.trials[-1].state == "pruned" and again.trials[-1].reports == {1: 0.1, 2: 0.1}
+
+
+def test_patience_runs_out_without_progress_and_thresholds_are_bounds(tmp_path: Path) -> None:
+    search = prepared(tmp_path, pruner={"name": "patient", "patience": 2})
+    trial = ask(search)
+    said = [search.report(trial.number, epoch, 0.3 - 0.01 * epoch) for epoch in range(1, 6)]
+    assert said == [False, False, False, True, True]
+    other = prepared(tmp_path / "t", pruner={"name": "threshold", "lower": 0.2})
+    low, high = ask(other), ask(other)
+    assert other.report(low.number, 1, 0.1) and not other.report(high.number, 1, 0.3)
+
+
+def test_wilcoxon_prunes_over_replicates_and_keeps_the_mean_as_an_estimate(tmp_path: Path) -> None:
+    search = open_search(
+        tmp_path, {"x": "interval(0,1)"}, directions=["maximize"], pruner={"name": "wilcoxon"}, replicates=8
+    )
+    best = ask(search)
+    for replicate in range(8):
+        assert not search.report(best.number, replicate, 0.9 + 0.001 * replicate)
+    search.tell(best.number, 0.9035)
+    bad, same, diverged = ask(search), ask(search), ask(search)
+    said = [search.report(bad.number, replicate, 0.5 - 0.01 * replicate) for replicate in range(4)]
+    assert said == [False, False, False, True]  # 2^-4 < 0.1 < 2^-3
+    assert not any(
+        search.report(same.number, r, 0.9 + 0.001 * r + (-1) ** r * 0.0005 * (r + 1)) for r in range(8)
+    )
+    assert not any(search.report(diverged.number, r, math.nan) for r in range(8))
+    search.tell(bad.number, 0.485, state="pruned")
+    pruned = search.trials[bad.number]
+    assert (pruned.state, pruned.scores) == ("pruned", (0.485,))
+    assert search.best is not None and search.best.number == best.number
+    assert (
+        search.study.trials[bad.number].state == optuna.trial.TrialState.COMPLETE
+    )  # so that samplers learn from it
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": {"name": "tpee"}}, "hydra.sweeper.sampler.name: 'tpee' .*did you mean 'tpe'"),
+        (
+            {"sampler": {"name": "tpe", "n_startup": 3}},
+            r"hydra.sweeper.sampler \(tpe\): 'n_startup' .*did you mean",
+        ),
+        (
+            {"sampler": {"name": "random", "seed": 3}},
+            r"sampler \(random\): 'seed' is not one of: \(it has no",
+        ),
+        (
+            {"sampler": {"name": "tpe", "n_startup_trials": "x"}},
+            "n_startup_trials: must be of type int, got 'x'",
+        ),
+        ({"sampler": {"name": "tpe", "group": True, "multivariate": False}}, r"sampler \(tpe\): .*group"),
+        ({"sampler": {"name": "nsgaii", "population_size": 1}}, r"sampler \(nsgaii\): .*population_size"),
+        ({"sampler": {"name": "qmc", "qmc_type": "sobl"}}, r"sampler \(qmc\): .*halton"),
+        ({"sampler": {"name": "cmaes"}}, "cmaes searches numbers only.*'c=a,.b,c.,d'"),
+        ({"sampler": {"name": "cmaes"}, "space": {"x": "interval(0,1)"}}, "cmaes needs at least two axes"),
+        (
+            {"sampler": {"name": "cmaes"}, "space": NUMBERS, "directions": ["minimize"] * 2},
+            "cmaes has one objective",
+        ),
+        (
+            {"pruner": {"name": "medin"}, "steps": 9},
+            "hydra.sweeper.pruner.name: 'medin' .*did you mean 'median'",
+        ),
+        ({"pruner": {"name": "median", "warmup": 1}, "steps": 9}, r"pruner \(median\): 'warmup'"),
+        ({"pruner": {"name": "median"}}, "median judges intermediate values, and a trial reports none"),
+        (
+            {"pruner": {"name": "median"}, "steps": 9, "directions": ["minimize"] * 2},
+            "median compares one value",
+        ),
+        (
+            {"pruner": {"name": "median", "n_warmup_steps": 9}, "steps": 9},
+            "n_warmup_steps: must be at most 8",
+        ),
+        ({"pruner": {"name": "hyperband", "min_resource": 9}, "steps": 9}, "min_resource: must be at most 8"),
+        (
+            {"pruner": {"name": "hyperband", "max_resource": 10}, "steps": 9},
+            "max_resource: must be at most 9",
+        ),
+        ({"pruner": {"name": "percentile"}, "steps": 9}, "pruner.percentile: percentile needs it"),
+        ({"pruner": {"name": "percentile", "percentile": 120}, "steps": 9}, r"pruner \(percentile\)"),
+        ({"pruner": {"name": "patient"}, "steps": 9}, "pruner.patience: patient needs it"),
+        (
+            {"pruner": {"name": "patient", "patience": 1, "wrapped": {"name": "x"}}, "steps": 9},
+            "pruner.name: 'x'",
+        ),
+        ({"pruner": {"name": "threshold"}, "steps": 9}, r"pruner \(threshold\): Either lower or upper"),
+        (
+            {"pruner": {"name": "wilcoxon"}, "replicates": 4},
+            "before 4 of them: it needs study.replicates of at least 5",
+        ),
+        ({"pruner": {"name": "wilcoxon", "p_threshold": 0.01}, "replicates": 7}, "at least 8"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused_before_its_journal_is_made(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        open_search(tmp_path, **({"space": MIXED} | settings))
+    assert not (tmp_path / "journal.log").exists()
+
+
+@pytest.mark.parametrize("name", ["gp", "cmaes", "qmc", "nsgaii"])
+def test_samplers_that_need_every_axis_refuse_conditions(tmp_path: Path, name: str) -> None:
+    space = parse({"a": "1,2", "x": "interval(0,1)"}, when={"x": {"a": 1}})
+    with pytest.raises(ConfigError, match=f"{name} needs every axis in every trial.*'x'"):
+        open_search(tmp_path, space, sampler={"name": name})
+
+
+def test_another_direction_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    open_search(tmp_path, MIXED)
+    with pytest.raises(ConfigError, match="study.direction: the study study was begun with .'minimize'."):
+        open_search(tmp_path, MIXED, directions=["maximize"])
+
+
+# The configuration
+
+
+def test_every_option_offered_is_an_option_of_optunas_class() -> None:
+    classes: dict[str, Any] = {
+        "random": optuna.samplers.RandomSampler,
+        "tpe": optuna.samplers.TPESampler,
+        "gp": optuna.samplers.GPSampler,
+        "cmaes": optuna.samplers.CmaEsSampler,
+        "qmc": optuna.samplers.QMCSampler,
+        "nsgaii": optuna.samplers.NSGAIISampler,
+        "median": optuna.pruners.MedianPruner,
+        "percentile": optuna.pruners.PercentilePruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+        "halving": optuna.pruners.SuccessiveHalvingPruner,
+        "threshold": optuna.pruners.ThresholdPruner,
+        "wilcoxon": optuna.pruners.WilcoxonPruner,
+    }
+    for name, options in {**samplers.OPTIONS, **pruners.OPTIONS}.items():
+        if name in classes:
+            assert set(options) <= set(inspect.signature(classes[name].__init__).parameters), name
+
+
+def test_the_hydra_choices_list_exactly_the_options_there_are() -> None:
+    assert {name: set(o) for name, o in config.SAMPLERS.items()} == {
+        n: set(o) for n, o in samplers.OPTIONS.items()
+    }
+    assert {name: set(o) for name, o in config.PRUNERS.items()} == {
+        n: set(o) for n, o in pruners.OPTIONS.items()
+    }
+
+
+@pytest.mark.parametrize("name", list(samplers.OPTIONS))
+def test_every_sweeper_choice_composes_into_a_search_that_asks(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.yaml").write_text("epochs: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        overrides = [
+            f"hydra/sweeper={name}",
+            "hydra/sweeper/pruner=median",
+            "+hydra.sweeper.params.x='interval(0,1)'",
+        ]
+        sweeper = compose("config", overrides, return_hydra_config=True).hydra.sweeper
+    GlobalHydra.instance().clear()
+    settings: Any = OmegaConf.to_container(sweeper)
+    assert settings["_target_"] == "hydra_plugins.fanin_sweeper.sweeper.FaninSweeper"
+    space = parse({**settings["params"], "y": "interval(0,1)"})
+    search = open_search(tmp_path, space, sampler=settings["sampler"], pruner=settings["pruner"], steps=9)
+    assert search.ask() is not None
+
+
+def test_the_plugin_configuration_imports_nothing_heavy() -> None:
+    script = (
+        "import sys, hydra_plugins.fanin_sweeper.config\n"
+        "print(sorted({'torch', 'optuna', 'mlflow', 'numpy', 'pandas', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
