@@ -72,7 +72,7 @@ def build(
 def draft(factory: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
     """`build` without memory or arithmetic, on the meta device: for checking a plan of many models.
 
-    A model that fails there because it needs real numbers is built for real; torch's global stream is put back.
+    A model that fails there, as it needs real numbers, is built for real; torch's global stream is put back.
     """
     try:
         with torch.device("meta"):
