@@ -65,11 +65,10 @@ def fit(
     """Train, and yield a record of the untrained network (epoch 0) and of every epoch after it.
 
     `train/...` are running means over the epoch's images while the weights move, by plain cross-entropy
-    whatever the objective adds to it; for `val/...`, and at epoch 0 (on 10,000 of them), the weights stand
-    still. Ends early when
-    val/loss has stopped improving (`regularizer.patience`), or when a loss is not finite: that epoch is
-    recorded as it is, with diverged=1. `progress.ended` says why. A `progress` that `restore` returned goes
-    on after its epoch, bit for bit as if training had not stopped.
+    whatever the objective adds to it; for `val/...`, and at epoch 0 (on the first 10,000), they stand still.
+    Ends early when val/loss has stopped improving (`regularizer.patience`), or when a loss is not finite:
+    that epoch is recorded as it is, with diverged=1. `progress.ended` says why. A `progress` that `restore`
+    returned goes on after its epoch, bit for bit as if training had not stopped.
 
     The batch order is a function of the epoch and of nothing else. Between two records the caller may do what
     it likes with torch's global generators: training's own state is kept aside.
