@@ -3,7 +3,6 @@
 import http.client
 import http.server
 import os
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -27,11 +26,11 @@ CONFIG = {
 }
 
 
-def make_study(project, name="initializers", **fields):
+def make_study(project, name="initializers", *, start=1_000, **fields):
     fields = {"question": "Which one?", "swept": ["initializer", "optimizer.lr"]} | fields
     study = declare_study(project, name, **fields)
     with Spool(study.spool) as spool:
-        spool.append("start", time=1_000)
+        spool.append("start", time=start)
     return study
 
 
@@ -167,7 +166,8 @@ def flaky_server(uri):
         thread.join()
 
 
-def copy_database(empty, project):
-    """Creating a database takes MLflow seconds of migrations; copying an empty one does not."""
-    shutil.copy(empty, project / "mlflow.db")
-    return project / "mlflow.db"
+def copy_database(source, target):
+    """Creating a database takes MLflow seconds of migrations; copying one does not."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+    return target

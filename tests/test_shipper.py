@@ -141,7 +141,7 @@ def test_a_server_that_goes_and_comes_back_gets_every_point_once(tmp_path, monke
     empty = tmp_path / "empty"
     empty.mkdir()
     Tracker(project=empty, uri="sqlite:///mlflow.db").connect()
-    copy_database(empty / "mlflow.db", tmp_path).rename(tmp_path / "server.db")
+    copy_database(empty / "mlflow.db", tmp_path / "server.db")
     port = free_port()
     tracker = Tracker(project=tmp_path, uri=f"http://127.0.0.1:{port}")
     study = make_study(tmp_path)

@@ -36,7 +36,7 @@ def empty_database(tmp_path_factory):
 
 @pytest.fixture
 def database(empty_database, tmp_path):
-    return copy_database(empty_database, tmp_path)
+    return copy_database(empty_database, tmp_path / "mlflow.db")
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_a_database_that_was_deleted_is_filled_again_from_the_spools(
     before = stored(database)
     for file in tmp_path.glob("mlflow.db*"):
         file.unlink()
-    shutil.copy(empty_database, database)
+    copy_database(empty_database, database)
     train(run, first=3, last=3)
     later = train(make_run(study, variant="bbbbbbbbbb"))
     fresh = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
@@ -353,13 +353,13 @@ def test_a_run_shipped_to_another_store_is_shipped_whole_to_this_one(
 ):
     run = train(make_run(study))
     ship(run, tracker=tracker)
-    other = shutil.copy(empty_database, tmp_path / "other.db")
+    other = copy_database(empty_database, tmp_path / "other.db")
     assert ship(run, tracker=Tracker(project=tmp_path, uri="sqlite:///other.db"))
     assert stored(other) == stored(tmp_path / "mlflow.db")
 
 
 def test_through_a_server_lost_replies_and_outages_lose_and_double_nothing(tmp_path, empty_database):
-    shutil.copy(empty_database, tmp_path / "server.db")
+    copy_database(empty_database, tmp_path / "server.db")
     study = make_study(tmp_path)
     odd = {"a": math.nan, "b": math.inf, "c": -math.inf}
     run = train(make_run(study), last=2, end=None, metrics=lambda epoch: odd | {"val/loss": 1 / (3 + epoch)})

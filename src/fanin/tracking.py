@@ -66,8 +66,8 @@ class TrackedRun:
 class Tracker:
     """The tracking store of a project: `uri`, else $MLFLOW_TRACKING_URI, else SQLite in the project folder.
 
-    `artifacts` is where files go without a server (default ./mlartifacts); a server has its own.
-    Raises ConfigError for a URI that MLflow could not open. Every method raises TrackingDown, TrackingRefused.
+    `artifacts` is where files go (default ./mlartifacts); a server has a place of its own.
+    Raises ConfigError for a URI that MLflow could not open; every method TrackingDown or TrackingRefused.
     """
 
     def __init__(
@@ -81,15 +81,15 @@ class Tracker:
 
     def connect(self) -> None:
         """Create or open the store now rather than at the first use."""
-        with self._translated():
-            self._client.search_experiments(max_results=1)
+        with self.translated() as client:
+            client.search_experiments(max_results=1)
 
     def find(self, experiment: str, tags: Mapping[str, str]) -> list[TrackedRun]:
         """The runs with all these tags, the oldest first."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         order = ["attributes.start_time", "attributes.run_id"]
-        with self._translated():
-            runs = self._client.search_runs([self._experiment(experiment)], query, order_by=order)
+        with self.translated() as client:
+            runs = client.search_runs([self._experiment(experiment)], query, order_by=order)
         return [
             TrackedRun(run.info.run_id, run.info.status, frozenset(run.data.params), not run.data.metrics)
             for run in runs
@@ -97,8 +97,8 @@ class Tracker:
 
     def create(self, experiment: str, description: Description, *, started: int) -> str:
         """A new run's id. If no answer comes, the run may exist all the same."""
-        with self._translated():
-            run = self._client.create_run(
+        with self.translated() as client:
+            run = client.create_run(
                 self._experiment(experiment),
                 start_time=started,
                 tags=description.tags,
@@ -115,10 +115,10 @@ class Tracker:
         params: Mapping[str, str] | None = None,
     ) -> None:
         """One batch; MLflow's client cuts it into the sizes the server takes."""
-        with self._translated():
+        with self.translated() as client:
             from mlflow.entities import Metric, Param, RunTag
 
-            self._client.log_batch(
+            client.log_batch(
                 run,
                 metrics=[Metric(point.key, point.value, point.time, point.step) for point in points],
                 params=[Param(key, value) for key, value in (params or {}).items()],
@@ -126,26 +126,26 @@ class Tracker:
             )
 
     def upload(self, run: str, folder: Path) -> None:
-        with self._translated():
-            self._client.log_artifacts(run, str(folder))
+        with self.translated() as client:
+            client.log_artifacts(run, str(folder))
 
     def end(self, run: str, *, status: str, time: int) -> None:
-        with self._translated():
-            self._client.set_terminated(run, status, time)
+        with self.translated() as client:
+            client.set_terminated(run, status, time)
 
     def reopen(self, run: str) -> None:
-        with self._translated():
-            self._client.update_run(run, status="RUNNING")
+        with self.translated() as client:
+            client.update_run(run, status="RUNNING")
 
     def delete(self, run: str) -> None:
-        with self._translated():
-            self._client.delete_run(run)
+        with self.translated() as client:
+            client.delete_run(run)
 
     def check(self, run: str) -> None:
         """Raise TrackingForgot if the store has no such run. Asked once per run."""
         if run not in self._checked:
-            with self._translated():
-                self._client.get_run(run)
+            with self.translated() as client:
+                client.get_run(run)
             self._checked.add(run)
 
     def forget(self) -> None:
@@ -191,6 +191,7 @@ class Tracker:
         database = sqlite_file(self.uri)
         if database is None:
             return MlflowClient(self.uri)
+        database.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(database.with_name(database.name + ".lock")):
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
@@ -201,14 +202,14 @@ class Tracker:
         return client
 
     @contextmanager
-    def _translated(self) -> Iterator[None]:
-        """Raise what MLflow and what is below it raise as TrackingDown, TrackingRefused or TrackingForgot."""
+    def translated(self) -> Iterator["MlflowClient"]:
+        """MLflow's client; what it and the layers below it raise is raised as one of our errors."""
         _configure()
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            yield
+            yield self._client
         except MlflowException as error:
             raise _kind(error.error_code)(f"{self.uri}: {_first_line(error)}") from error
         except (OSError, SQLAlchemyError) as error:
@@ -245,6 +246,7 @@ def _configure() -> None:
 
 
 def _kind(code: str) -> type[RuntimeError]:
+    """The error for one of MLflow's codes."""
     if code == "RESOURCE_DOES_NOT_EXIST":
         return TrackingForgot
     return TrackingRefused if code in REFUSALS else TrackingDown

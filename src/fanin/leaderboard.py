@@ -1,0 +1,183 @@
+"""Which variant is best: means over replicates with 95 % intervals, as a table for the terminal and Markdown."""
+
+import math
+from collections.abc import Sequence
+
+import numpy
+import pandas
+from scipy import stats
+
+from fanin.errors import require, unknown
+
+CONFIDENCE = 0.95
+COLUMNS = ["mean", "low", "high", "n", "diverged", "unfinished", "seconds"]
+
+
+def leaderboard(
+    runs: pandas.DataFrame, *, metric: str, direction: str, by: Sequence[str], classes: int
+) -> pandas.DataFrame:
+    """One row per variant (a combination of the columns `by`), the best first.
+
+    mean, and low and high: the Student t interval over replicates (NaN with fewer than two); n: runs it is of;
+    diverged: how many of them diverged; unfinished: runs left out because they were killed, failed, pruned or
+    still run; seconds: mean of a run. A diverged run counts as a guess would: accuracy 1 / classes, loss
+    ln(classes), and for other metrics the worst finite value of the study. It is never dropped, which would
+    favour the variant that diverges more often.
+    """
+    require(
+        direction in ("maximize", "minimize"), "study.direction", "must be maximize or minimize", direction
+    )
+    for column in (metric, *by):
+        if column not in runs:
+            raise unknown("column", column, runs.columns)
+    keys = list(by) or ["variant"]
+    complete = runs["diverged"] | (runs["status"].eq("FINISHED") & ~_pruned(runs))
+    runs = runs.assign(complete=complete, **{metric: _counted(runs, metric, direction, classes)})
+    groups = runs.groupby(keys, observed=True, dropna=False)
+    rows = [dict(zip(keys, key, strict=True)) | _summary(group, metric) for key, group in groups]
+    table = pandas.DataFrame(rows, columns=[*keys, *COLUMNS])
+    table = table.sort_values("mean", ascending=direction == "minimize", kind="stable", ignore_index=True)
+    table.index += 1  # the rank
+    table.attrs = {"metric": metric, "direction": direction}
+    return table
+
+
+def render(table: pandas.DataFrame, *, width: int = 100, rows: int = 20) -> str:
+    """The best `rows` variants as plain text of at most `width` columns."""
+    cells = _cells(table.head(rows))
+    widths = _fit([max(map(len, column)) for column in zip(*cells, strict=True)], width)
+    lines = [_line(row, widths, names=len(_keys(table))) for row in cells]
+    lines.insert(1, "  ".join("-" * size for size in widths))
+    return "\n".join([_title(table), "", *lines, "", *_notes(table, rows)]).rstrip()
+
+
+def render_markdown(table: pandas.DataFrame, *, rows: int = 20) -> str:
+    """The same for MLflow's description of a run and for pull requests."""
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _cells(table.head(rows))]
+    names = len(_keys(table))
+    rule = ["---:"] + ["---"] * names + ["---:"] * (len(head) - names - 1)
+    lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
+    notes = [note for line in _notes(table, rows) for note in ("", line)]
+    return "\n".join([_title(table), "", *lines, *notes])
+
+
+def _counted(runs: pandas.DataFrame, metric: str, direction: str, classes: int) -> pandas.Series:
+    """The metric of each run as it counts: that of a diverged one (or NaN at its end) is a guess's."""
+    kind = metric.rsplit("/", 1)[-1]
+    values = runs[metric].where(numpy.isfinite(runs[metric]))
+    worst = values.min() if direction == "maximize" else values.max()
+    guess = {"accuracy": 1 / classes, "loss": math.log(classes)}.get(kind, worst)
+    lost = runs["diverged"] | (runs["status"].eq("FINISHED") & values.isna())
+    return values.mask(lost, guess)
+
+
+def _pruned(runs: pandas.DataFrame) -> pandas.Series:
+    if "reason" not in runs:
+        return pandas.Series(False, index=runs.index)
+    return runs["reason"].astype(object).fillna("").str.startswith("pruned")
+
+
+def _summary(group: pandas.DataFrame, metric: str) -> dict[str, float]:
+    complete = group[group["complete"]]
+    values = complete[metric].to_numpy(dtype=float)
+    half = half_width(values)
+    mean = values.mean() if len(values) else math.nan
+    return {
+        "mean": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "n": len(values),
+        "diverged": int(complete["diverged"].sum()),
+        "unfinished": len(group) - len(complete),
+        "seconds": complete["seconds"].mean(),
+    }
+
+
+def half_width(values: numpy.ndarray, *, confidence: float = CONFIDENCE) -> float:
+    """Half of Student's t interval of the mean, t s / sqrt(n); NaN with fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return math.nan
+    return float(stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+
+
+def _keys(table: pandas.DataFrame) -> list[str]:
+    return [column for column in table.columns if column not in COLUMNS]
+
+
+def _title(table: pandas.DataFrame) -> str:
+    best = {"maximize": "higher", "minimize": "lower"}[table.attrs["direction"]]
+    return f"{table.attrs['metric']} ({best} is better): mean and 95 % interval over n replicates"
+
+
+def _notes(table: pandas.DataFrame, rows: int) -> list[str]:
+    """What a reader must know to read the numbers right."""
+    notes = []
+    if len(table) > rows:
+        notes.append(f"{len(table) - rows} more variants are not shown.")
+    if len(table) and table["n"].max() < 2:
+        notes.append(
+            "One run a variant: no interval, so small differences may be chance; see study.replicates."
+        )
+    if table["diverged"].any():
+        notes.append("Diverged runs count as a guess would: accuracy 1/classes, loss ln(classes).")
+    if table["unfinished"].any():
+        notes.append("Unfinished: killed, failed, pruned or still running; not in the mean.")
+    return notes
+
+
+def _cells(table: pandas.DataFrame) -> list[list[str]]:
+    """The head and a row of texts per variant; columns that say nothing are left out."""
+    counts = [column for column in ("diverged", "unfinished") if table[column].any()]
+    digits = _digits(table["mean"])
+    head = ["#", *_keys(table), table.attrs["metric"], "n", *counts, "seconds"]
+    return [head] + [
+        [
+            str(rank),
+            *(_text(row[key]) for key in _keys(table)),
+            _interval(row["mean"], row["high"] - row["mean"], digits),
+            str(row["n"]),
+            *(str(row[column]) for column in counts),
+            "-" if math.isnan(row["seconds"]) else f"{row['seconds']:.1f}",
+        ]
+        for rank, row in zip(table.index, table.to_dict("records"), strict=True)
+    ]
+
+
+def _digits(means: pandas.Series) -> str:
+    """One format for all, so that the columns line up: 4 decimals where they say something."""
+    largest = means.abs().max()
+    return ".4f" if 0.01 <= largest < 1000 else ".4g"
+
+
+def _interval(mean: float, half: float, digits: str) -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:{digits}}" if math.isnan(half) else f"{mean:{digits}} ± {half:{digits}}"
+
+
+def _text(value: object) -> str:
+    if pandas.isna(value):
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _fit(widths: list[int], width: int) -> list[int]:
+    """Column widths that fit on a line of `width`, taken from the widest columns."""
+    widths = list(widths)
+    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 4:
+        widths[widths.index(max(widths))] -= 1
+    return widths
+
+
+def _line(row: list[str], widths: list[int], *, names: int) -> str:
+    """Names to the left, the rank and numbers to the right; what does not fit ends in an ellipsis."""
+    cells = [
+        cell if len(cell) <= size else cell[: size - 1] + "…" for cell, size in zip(row, widths, strict=True)
+    ]
+    left = range(1, names + 1)
+    padded = [
+        cell.ljust(size) if i in left else cell.rjust(size)
+        for i, (cell, size) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(padded).rstrip()

@@ -1,0 +1,220 @@
+import math
+import sqlite3
+import time
+
+import numpy
+import pandas
+import pytest
+from recorded import CONFIG, accuracy, copy_database, make_run, make_study, mlflow_server, train
+
+from fanin import query
+from fanin.database import Database
+from fanin.errors import ConfigError
+from fanin.shipping import ship, sync
+from fanin.spool import Spool
+from fanin.tracking import Tracker
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+def with_lr(lr):
+    return CONFIG | {"optimizer": CONFIG["optimizer"] | {"lr": lr}}
+
+
+def fill(project):
+    """Two variants: one of two replicates, one that diverged and one that is still running."""
+    study = make_study(project)
+    for replicate in range(2):
+        train(make_run(study, replicate=replicate, config=with_lr(0.1)), metrics=full_metrics)
+    diverged = make_run(study, variant="bbbbbbbbbb", initializer="zeros", config=with_lr(1e-5))
+    values = {"val/loss": math.inf, "val/accuracy": math.nan, "diverged": 1.0, "low": -math.inf}
+    train(
+        diverged, last=0, metrics=lambda _: values, reason="diverged", tags={"fanin.diagnosis": "symmetric"}
+    )
+    running = make_run(study, variant="bbbbbbbbbb", replicate=1, initializer="zeros", config=with_lr(1e-5))
+    train(running, last=1, end=None)
+    make_study(project, name="another")
+    return study
+
+
+def full_metrics(epoch):
+    layers = {
+        f"{kind}/layers.{i}/{name}": 10 * i + epoch
+        for i in (0, 2, 10)
+        for kind, name in (("weight", "std"), ("grad", "norm"))
+    }
+    values = {
+        "val/accuracy": accuracy(epoch),
+        "val/loss": 2.0 - epoch,
+        "seconds": 0.5 * epoch,
+        "diverged": 0.0,
+    }
+    return values | layers | ({"activation/layers.0/dead": 0.25} if epoch else {})
+
+
+@pytest.fixture(scope="module")
+def sqlite_project(tmp_path_factory):
+    project = tmp_path_factory.mktemp("project")
+    fill(project)
+    tracker = Tracker(project=project, uri="sqlite:///mlflow.db")
+    with Spool(project / ".fanin/initializers/spool.jsonl"):  # its coordinator lives
+        sync(project, tracker=tracker)
+    return project
+
+
+@pytest.fixture(scope="module")
+def server_uri(sqlite_project, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("server")
+    with (
+        sqlite3.connect(sqlite_project / "mlflow.db") as source,
+        sqlite3.connect(folder / "server.db") as copy,
+    ):
+        source.backup(copy)
+    source.close()
+    copy.close()
+    with mlflow_server(folder) as uri:
+        yield uri
+
+
+@pytest.fixture(params=["database", "client", "server"])
+def place(request, sqlite_project, monkeypatch):
+    """Keyword arguments that read the same study in three ways."""
+    if request.param == "server":
+        return {"uri": request.getfixturevalue("server_uri")}
+    if request.param == "client":
+        monkeypatch.setattr("fanin.database.TESTED_REVISIONS", {"another"})
+    return {"project": sqlite_project, "uri": "sqlite:///mlflow.db"}
+
+
+def test_runs_has_a_row_per_run_with_identity_params_and_metrics(place):
+    table = query.runs("initializers", **place)
+    assert table["variant"].tolist() == ["aaaaaaaaaa"] * 2 + ["bbbbbbbbbb"] * 2
+    assert table["replicate"].tolist() == [0, 1, 0, 1]
+    assert table["status"].tolist() == ["FINISHED", "FINISHED", "FINISHED", "RUNNING"]
+    assert table["reason"].tolist()[2] == "diverged" and table["reason"].isna().tolist()[0]
+    assert table["diagnosis"].tolist()[2] == "symmetric"
+    assert table["initializer"].tolist() == ["he_normal"] * 2 + ["zeros"] * 2
+    assert table["optimizer.lr"].tolist() == [0.1, 0.1, 1e-5, 1e-5]
+    assert table["val/accuracy"].tolist()[:2] == [accuracy(2)] * 2
+    assert table["best val/loss"].tolist()[:2] == [0.0, 0.0]
+    assert table["test/accuracy"].tolist()[:3] == [0.5] * 3 and math.isnan(table["test/accuracy"][3])
+    assert table["diverged"].tolist() == [False, False, True, False]
+    assert table["seconds"].tolist()[:2] == [1.0, 1.0]  # the metric
+    assert table["seconds"].tolist()[2] == 0.05  # from start to end where there is none
+    assert table["start"][0] == pandas.Timestamp(10_000, unit="ms", tz="utc")
+    assert not [column for column in table if column.startswith("weight/")]
+
+
+def test_columns_have_the_types_of_what_is_in_them(place):
+    types = query.runs("initializers", **place).dtypes
+    assert types["replicate"] == types["epochs"] == numpy.int64
+    assert types["optimizer.lr"] == types["val/loss"] == types["seconds"] == numpy.float64
+    assert types["optimizer.fused"].kind == types["diverged"].kind == "b"
+    for column in ("variant", "status", "initializer", "model.widths"):
+        assert isinstance(types[column], pandas.CategoricalDtype)
+
+
+def test_nan_and_infinity_come_back_as_they_were_logged(place):
+    row = query.runs("initializers", where={"diverged": True}, **place).iloc[0]
+    assert row["val/loss"] == math.inf and math.isnan(row["val/accuracy"]) and row["low"] == -math.inf
+    points = query.curves("initializers", "val/loss", **place)
+    assert points[points["variant"] == "bbbbbbbbbb"]["value"].tolist() == [math.inf, 2.0, 1.0]
+    assert query.runs("initializers", **place)["optimizer.schedule"].isna().all()
+
+
+def test_where_keeps_the_rows_that_equal(place):
+    assert len(query.runs("initializers", where={"initializer": "zeros"}, **place)) == 2
+    assert len(query.runs("initializers", where={"optimizer.lr": [0.1], "replicate": (1, 7)}, **place)) == 1
+    with pytest.raises(ConfigError, match="did you mean 'optimizer.lr'"):
+        query.runs("initializers", where={"optimizer.l": 1}, **place)
+
+
+def test_curves_are_tidy_and_sorted_by_step(place):
+    table = query.curves("initializers", ["val/*"], **place)
+    first = ["run_id", "variant", "replicate", "step", "metric", "value"]
+    assert list(table) == [*first, "initializer", "optimizer.lr"]
+    assert len(table) == 2 * (3 + 3 + 1 + 2)
+    one = table[(table["metric"] == "val/accuracy") & (table["replicate"] == 1)]
+    assert one[one["variant"] == "aaaaaaaaaa"]["step"].tolist() == [0, 1, 2]
+    assert one[one["variant"] == "aaaaaaaaaa"]["value"].tolist() == [accuracy(epoch) for epoch in range(3)]
+    assert (table[table["variant"] == "bbbbbbbbbb"]["optimizer.lr"] == 1e-5).all()
+    everything = query.curves("initializers", **place)["metric"].unique()
+    assert {"weight/layers.10/std", "seconds", "test/accuracy"} <= set(everything)
+    assert "best val/loss" not in everything
+
+
+def test_layers_has_a_row_per_step_and_layer_in_natural_order(place):
+    table = query.layers("initializers", **place)
+    assert list(table)[:5] == ["run_id", "variant", "replicate", "step", "layer"]
+    assert len(table) == 2 * 3 * 3
+    assert table["layer"].tolist()[:3] == ["layers.0", "layers.2", "layers.10"]
+    row = table[(table["layer"] == "layers.10") & (table["step"] == 2) & (table["replicate"] == 1)].iloc[0]
+    assert (row["weight_std"], row["grad_norm"]) == (102, 102)
+    dead = table[table["activation_dead"].notna()]
+    assert set(dead["layer"]) == {"layers.0"} and set(dead["step"]) == {1, 2}
+
+
+def test_an_unknown_study_is_refused_with_the_nearest_name(place):
+    with pytest.raises(ConfigError, match="did you mean 'initializers'"):
+        query.runs("initialisers", **place)
+    assert query.studies(**place) == ["another", "initializers"]
+
+
+def test_a_study_without_runs_gives_empty_tables_with_columns(place):
+    assert len(query.runs("another", **place)) == 0
+    assert {"run_id", "variant", "status"} <= set(query.runs("another", **place))
+    assert len(query.curves("another", **place)) == len(query.layers("another", **place)) == 0
+
+
+def test_reading_where_nothing_was_ever_tracked_says_so_and_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ConfigError, match="no tracking database"):
+        query.runs("initializers", project=tmp_path, uri="sqlite:///mlflow.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_studies_that_bore_one_name_the_newer_is_read(sqlite_project, tmp_path):
+    copy_database(sqlite_project / "mlflow.db", tmp_path / "mlflow.db")
+    study = make_study(tmp_path, identity="2", start=2_000)
+    run = train(make_run(study, variant="cccccccccc"))
+    ship(run, tracker=Tracker(project=tmp_path, uri="sqlite:///mlflow.db"))
+    table = query.runs("initializers", project=tmp_path, uri="sqlite:///mlflow.db")
+    assert table["variant"].tolist() == ["cccccccccc"]
+
+
+def test_runs_that_are_not_ours_are_left_out(sqlite_project, tmp_path):
+    copy_database(sqlite_project / "mlflow.db", tmp_path / "mlflow.db")
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute("delete from tags where key = 'fanin.variant' and value = 'bbbbbbbbbb'")
+    connection.close()
+    assert len(query.runs("initializers", project=tmp_path, uri="sqlite:///mlflow.db")) == 2
+    assert len(query.curves("initializers", "val/loss", project=tmp_path, uri="sqlite:///mlflow.db")) == 6
+
+
+def test_a_point_that_is_there_twice_counts_once_the_later_one(sqlite_project, tmp_path):
+    copy_database(sqlite_project / "mlflow.db", tmp_path / "mlflow.db")
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute(
+            "insert into metrics select key, 9.0, timestamp + 5, run_uuid, step, is_nan from metrics "
+            "where key = 'val/loss' and step = 1"
+        )
+    connection.close()
+    table = query.curves("initializers", "val/loss", project=tmp_path, uri="sqlite:///mlflow.db")
+    assert len(table) == 3 + 3 + 1 + 2
+    assert set(table[table["step"] == 1]["value"]) == {9.0}
+
+
+def test_a_database_of_an_untested_schema_is_left_to_mlflows_client(sqlite_project, monkeypatch):
+    assert Database(sqlite_project / "mlflow.db").supported
+    monkeypatch.setattr("fanin.database.TESTED_REVISIONS", set())
+    assert not Database(sqlite_project / "mlflow.db").supported
+
+
+def test_reading_does_not_wait_for_a_writer(sqlite_project):
+    with sqlite3.connect(sqlite_project / "mlflow.db", isolation_level=None) as writer:
+        writer.execute("begin immediate")
+        writer.execute("update runs set name = name")
+        begin = time.monotonic()
+        query.runs("initializers", project=sqlite_project, uri="sqlite:///mlflow.db")
+        assert time.monotonic() - begin < 10  # sqlite would wait 20 s for the lock
+        writer.execute("rollback")
+    writer.close()
