@@ -108,9 +108,8 @@ def test_rows_beyond_the_limit_are_announced():
 
 
 def test_markdown_is_a_table_with_a_cell_per_column():
-    lines = render_markdown(
-        rank(table_of(finished("a|b", 0.91, 0.92) + finished("zeros", 0.1, 0.1)))
-    ).splitlines()
+    table = rank(table_of(finished("a|b", 0.91, 0.92) + finished("zeros", 0.1, 0.1)))
+    lines = render_markdown(table).splitlines()
     assert lines[2:5] == [
         "| # | initializer | val/accuracy | n | seconds |",
         "| ---: | --- | ---: | ---: | ---: |",
@@ -130,3 +129,10 @@ def test_unknown_columns_and_directions_are_refused():
 
 def test_a_study_without_runs_has_an_empty_leaderboard():
     assert render(rank(table_of([]))).startswith("val/accuracy (higher is better)")
+
+
+def test_a_study_in_which_nothing_finished_says_so():
+    table = table_of([("he", 0.2, False, "FAILED", "out of memory")]).drop(columns="val/accuracy")
+    ranked = rank(table)
+    assert ranked["unfinished"].tolist() == [1] and ranked["mean"].isna().all()
+    assert "Unfinished" in render(ranked)

@@ -1,4 +1,4 @@
-"""Which variant is best: means over replicates with 95 % intervals, as a table for the terminal and Markdown."""
+"""Which variant is best: means over replicates with 95 % intervals, for the terminal and as Markdown."""
 
 import math
 from collections.abc import Sequence
@@ -18,15 +18,16 @@ def leaderboard(
 ) -> pandas.DataFrame:
     """One row per variant (a combination of the columns `by`), the best first.
 
-    mean, and low and high: the Student t interval over replicates (NaN with fewer than two); n: runs it is of;
-    diverged: how many of them diverged; unfinished: runs left out because they were killed, failed, pruned or
-    still run; seconds: mean of a run. A diverged run counts as a guess would: accuracy 1 / classes, loss
-    ln(classes), and for other metrics the worst finite value of the study. It is never dropped, which would
-    favour the variant that diverges more often.
+    mean, and low and high: the Student t interval over replicates (NaN with fewer than two); n: runs it is
+    of; diverged: how many of them diverged; unfinished: runs left out because they were killed, failed,
+    pruned or still run; seconds: mean of a run. A diverged run counts as a guess would: accuracy 1 / classes,
+    loss ln(classes), and for other metrics the worst finite value of the study. It is never dropped, which
+    would favour the variant that diverges more often.
     """
-    require(
-        direction in ("maximize", "minimize"), "study.direction", "must be maximize or minimize", direction
-    )
+    choices = ("maximize", "minimize")
+    require(direction in choices, "study.direction", "must be maximize or minimize", direction)
+    if not runs["status"].eq("FINISHED").any():  # no run got as far as to have these columns, maybe
+        runs = runs.reindex(columns=[*dict.fromkeys([*runs.columns, metric, *by])])
     for column in (metric, *by):
         if column not in runs:
             raise unknown("column", column, runs.columns)
@@ -64,7 +65,8 @@ def render_markdown(table: pandas.DataFrame, *, rows: int = 20) -> str:
 def _counted(runs: pandas.DataFrame, metric: str, direction: str, classes: int) -> pandas.Series:
     """The metric of each run as it counts: that of a diverged one (or NaN at its end) is a guess's."""
     kind = metric.rsplit("/", 1)[-1]
-    values = runs[metric].where(numpy.isfinite(runs[metric]))
+    values = runs[metric].astype(float)
+    values = values.where(numpy.isfinite(values))
     worst = values.min() if direction == "maximize" else values.max()
     guess = {"accuracy": 1 / classes, "loss": math.log(classes)}.get(kind, worst)
     lost = runs["diverged"] | (runs["status"].eq("FINISHED") & values.isna())
@@ -116,9 +118,7 @@ def _notes(table: pandas.DataFrame, rows: int) -> list[str]:
     if len(table) > rows:
         notes.append(f"{len(table) - rows} more variants are not shown.")
     if len(table) and table["n"].max() < 2:
-        notes.append(
-            "One run a variant: no interval, so small differences may be chance; see study.replicates."
-        )
+        notes.append("One run a variant: no interval; small differences may be chance (study.replicates).")
     if table["diverged"].any():
         notes.append("Diverged runs count as a guess would: accuracy 1/classes, loss ln(classes).")
     if table["unfinished"].any():
@@ -172,12 +172,8 @@ def _fit(widths: list[int], width: int) -> list[int]:
 
 def _line(row: list[str], widths: list[int], *, names: int) -> str:
     """Names to the left, the rank and numbers to the right; what does not fit ends in an ellipsis."""
-    cells = [
-        cell if len(cell) <= size else cell[: size - 1] + "…" for cell, size in zip(row, widths, strict=True)
-    ]
-    left = range(1, names + 1)
-    padded = [
-        cell.ljust(size) if i in left else cell.rjust(size)
-        for i, (cell, size) in enumerate(zip(cells, widths, strict=True))
-    ]
+    padded = []
+    for i, (cell, size) in enumerate(zip(row, widths, strict=True)):
+        cell = cell if len(cell) <= size else cell[: size - 1] + "…"
+        padded.append(cell.ljust(size) if 1 <= i <= names else cell.rjust(size))
     return "  ".join(padded).rstrip()
