@@ -7,13 +7,17 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from contextlib import closing, contextmanager
+from functools import cache
+from pathlib import Path
 
 from fanin.folders import declare_run, declare_study
 from fanin.spool import Spool
+from fanin.tracking import Tracker
 
 CONFIG = {
     "epochs": 2,
@@ -167,7 +171,20 @@ def flaky_server(uri):
 
 
 def copy_database(source, target):
-    """Creating a database takes MLflow seconds of migrations; copying one does not."""
+    """With what is still in the write-ahead log."""
     with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
         old.backup(new)
     return target
+
+
+@cache
+def empty_database():
+    """The bytes of a database that MLflow has just made, which takes it seconds of migrations."""
+    with tempfile.TemporaryDirectory() as folder:
+        Tracker(project=folder, uri="sqlite:///mlflow.db").connect()
+        return copy_database(f"{folder}/mlflow.db", Path(folder) / "copy.db").read_bytes()
+
+
+def new_database(path):
+    path.write_bytes(empty_database())
+    return path

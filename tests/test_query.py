@@ -5,7 +5,7 @@ import time
 import numpy
 import pandas
 import pytest
-from recorded import CONFIG, accuracy, copy_database, make_run, make_study, mlflow_server, train
+from recorded import CONFIG, accuracy, copy_database, make_run, make_study, mlflow_server, new_database, train
 
 from fanin import query
 from fanin.database import Database
@@ -55,6 +55,7 @@ def full_metrics(epoch):
 @pytest.fixture(scope="module")
 def sqlite_project(tmp_path_factory):
     project = tmp_path_factory.mktemp("project")
+    new_database(project / "mlflow.db")
     fill(project)
     tracker = Tracker(project=project, uri="sqlite:///mlflow.db")
     with Spool(project / ".fanin/initializers/spool.jsonl"):  # its coordinator lives

@@ -3,11 +3,11 @@ import time
 
 import pytest
 from recorded import (
-    copy_database,
     free_port,
     make_run,
     make_study,
     mlflow_server,
+    new_database,
     stored,
     stored_runs,
     train,
@@ -138,10 +138,7 @@ def test_a_fault_of_our_own_is_visible_and_leaves_the_caller_alone(monkeypatch, 
 
 def test_a_server_that_goes_and_comes_back_gets_every_point_once(tmp_path, monkeypatch):
     monkeypatch.setattr("fanin.shipper.LONGEST_PAUSE", 0.5)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    Tracker(project=empty, uri="sqlite:///mlflow.db").connect()
-    copy_database(empty / "mlflow.db", tmp_path / "server.db")
+    new_database(tmp_path / "server.db")
     port = free_port()
     tracker = Tracker(project=tmp_path, uri=f"http://127.0.0.1:{port}")
     study = make_study(tmp_path)
@@ -170,6 +167,7 @@ def test_a_server_that_goes_and_comes_back_gets_every_point_once(tmp_path, monke
 
 
 def test_bookkeeping_of_a_run_is_cheap(tmp_path):
+    new_database(tmp_path / "mlflow.db")
     tracker = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
     study = make_study(tmp_path)
     metrics = {f"weight/layers.{i % 3}/m{i}": i / 7 for i in range(41)}

@@ -5,11 +5,11 @@ import pytest
 from recorded import (
     CONFIG,
     accuracy,
-    copy_database,
     flaky_server,
     make_run,
     make_study,
     mlflow_server,
+    new_database,
     params_of,
     stored,
     stored_runs,
@@ -27,16 +27,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 NAME = "initializer=he_normal r0"
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("empty")
-    Tracker(project=folder, uri="sqlite:///mlflow.db").connect()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
-def database(empty_database, tmp_path):
-    return copy_database(empty_database, tmp_path / "mlflow.db")
+def database(tmp_path):
+    return new_database(tmp_path / "mlflow.db")
 
 
 @pytest.fixture
@@ -250,15 +243,13 @@ def test_artifacts_and_checkpoint_go_when_the_run_is_finished_and_not_before(tra
     assert file.read_bytes() == b"weights"
 
 
-def test_a_database_that_was_deleted_is_filled_again_from_the_spools(
-    tracker, study, database, empty_database, tmp_path
-):
+def test_a_database_that_was_deleted_is_filled_again_from_the_spools(tracker, study, database, tmp_path):
     run = train(make_run(study))
     ship(run, tracker=tracker)
     before = stored(database)
     for file in tmp_path.glob("mlflow.db*"):
         file.unlink()
-    copy_database(empty_database, database)
+    new_database(database)
     train(run, first=3, last=3)
     later = train(make_run(study, variant="bbbbbbbbbb"))
     fresh = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
@@ -348,18 +339,16 @@ def test_sync_stops_knocking_at_a_store_that_is_down(study, tmp_path):
     assert report.shipped == 0 and len(report.left) == 2
 
 
-def test_a_run_shipped_to_another_store_is_shipped_whole_to_this_one(
-    tracker, study, empty_database, tmp_path
-):
+def test_a_run_shipped_to_another_store_is_shipped_whole_to_this_one(tracker, study, tmp_path):
     run = train(make_run(study))
     ship(run, tracker=tracker)
-    other = copy_database(empty_database, tmp_path / "other.db")
+    other = new_database(tmp_path / "other.db")
     assert ship(run, tracker=Tracker(project=tmp_path, uri="sqlite:///other.db"))
     assert stored(other) == stored(tmp_path / "mlflow.db")
 
 
-def test_through_a_server_lost_replies_and_outages_lose_and_double_nothing(tmp_path, empty_database):
-    copy_database(empty_database, tmp_path / "server.db")
+def test_through_a_server_lost_replies_and_outages_lose_and_double_nothing(tmp_path):
+    new_database(tmp_path / "server.db")
     study = make_study(tmp_path)
     odd = {"a": math.nan, "b": math.inf, "c": -math.inf}
     run = train(make_run(study), last=2, end=None, metrics=lambda epoch: odd | {"val/loss": 1 / (3 + epoch)})

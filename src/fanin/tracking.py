@@ -253,4 +253,6 @@ def _kind(code: str) -> type[RuntimeError]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+    """What went wrong, without SQLAlchemy's remark on when, and without the statement."""
+    lines = [line for line in str(error).strip().split("\n") if not line.startswith("(raised as a result of")]
+    return (lines or [type(error).__name__])[0][:300]
