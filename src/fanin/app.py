@@ -120,8 +120,10 @@ def _launch_options(options: argparse.Namespace) -> "engine.Options":  # type: i
 def _results(options: argparse.Namespace) -> int:
     from fanin import results
 
-    table = results.export(options.study, csv=options.csv, parquet=options.parquet)
-    print(table)
+    if options.csv or options.parquet:
+        print(results.write(options.study, project=Path.cwd(), csv=options.csv, parquet=options.parquet))
+    else:
+        print(results.show(options.study, project=Path.cwd()))
     return DONE
 
 
@@ -132,17 +134,22 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from fanin import tracking
+    from fanin import ui
 
-    os.execv(sys.executable, tracking.ui_command(port=options.port))
+    return ui.serve(project=Path.cwd(), port=options.port)
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from fanin import tracking
+    from fanin.shipping import sync
+    from fanin.tracking import Tracker
 
-    report = tracking.sync(Path.cwd())
-    print(report)
-    return DONE
+    report = sync(Path.cwd(), tracker=Tracker(project=Path.cwd()))
+    print(f"in MLflow: {report.shipped} studies and runs; still being written: {report.running}")
+    for folder in report.ended:
+        print(f"  ended as KILLED, its process is gone: {folder.path.name}")
+    for path, why in report.left.items():
+        print(f"  not shipped: {path.name}: {why}", file=sys.stderr)
+    return FAILED if report.left else DONE
 
 
 def _doctor(options: argparse.Namespace) -> int:

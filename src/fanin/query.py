@@ -6,6 +6,7 @@ infinities are what was logged. If a name was used for several studies in turn, 
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -85,6 +86,27 @@ def layers(study: str, *, project: str | Path = ".", uri: str | None = None) -> 
 
 def studies(*, project: str | Path = ".", uri: str | None = None) -> list[str]:
     return sorted(_source(Path(project), uri).studies())
+
+
+@dataclass(frozen=True)
+class About:
+    """What a study asked, as its parent run tells."""
+
+    question: str
+    swept: tuple[str, ...]
+    metric: str
+    direction: str
+
+
+def about(study: str, *, project: str | Path = ".", uri: str | None = None) -> About:
+    """The study's question, swept params, metric and direction."""
+    tags = _open(study, project=project, uri=uri).study_tags(study) or {}
+    return About(
+        question=tags.get("fanin.question", ""),
+        swept=tuple(json.loads(tags.get("fanin.swept", "[]"))),
+        metric=tags.get("fanin.metric", "val/accuracy"),
+        direction=tags.get("fanin.direction", "maximize"),
+    )
 
 
 def _open(study: str, *, project: str | Path, uri: str | None) -> Database | Server:

@@ -258,6 +258,7 @@ def build_model(
         options=options,
     )
     function, options = _target(config["initializer"], "initializer")
+    require("bias" in options, "initializer.bias", "must be zeros, torch_default or a number", None)
     bias = options.pop("bias")
     initializers.initialize(model, weight=initializers.bind(function, options), bias=bias, streams=streams)
     if not meta:

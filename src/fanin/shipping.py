@@ -104,6 +104,8 @@ def _open(
         if folder != folder.study:
             tracker.check(description.tags["mlflow.parentRunId"])
         folder.remember(replace(shipped, doubtful=True))
+        if folder == folder.study:
+            tracker.arrange(folder.path.name, folder.spec())
         created = tracker.create(folder.study.path.name, description, started=started)
         run = TrackedRun(created, "RUNNING", frozenset(), True)
     missing = {key: value for key, value in description.params.items() if key not in run.params}

@@ -12,8 +12,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fanin import view
 from fanin.description import Description
 from fanin.errors import ConfigError, require
 from fanin.lock import exclusive
@@ -105,6 +106,17 @@ class Tracker:
                 run_name=description.name,
             )
         return run.info.run_id
+
+    def arrange(self, experiment: str, spec: Mapping[str, Any]) -> None:
+        """Give the experiment's page in MLflow's UI the columns, groups and charts of the study `spec`."""
+        page = view.arrange(spec["swept"], metric=spec["metric"], direction=spec["direction"])
+        with self.translated():
+            self._client.set_experiment_tag(self._experiment(experiment), view.TAG, view.encode(page))
+
+    def page(self, experiment: str, *, server: str) -> str:
+        """The address of the experiment's page in the UI at `server`."""
+        with self.translated():
+            return view.link(server, self._experiment(experiment))
 
     def log(
         self,

@@ -11,7 +11,7 @@ from typing import Any
 
 from fanin.errors import ConfigError
 from fanin.sweep.folder import Outcome, StudyFolder
-from fanin.sweep.plan import Job, Queue, plan_job, result_of, value_of
+from fanin.sweep.plan import Job, Planned, Queue, plan_job, result_of, value_of
 from fanin.sweep.search import Search, Trial
 from fanin.sweep.study import Study, Variant
 
@@ -35,26 +35,26 @@ class SearchPlan:
     ) -> None:
         self.study, self.search, self.folder = study, search, folder
         self.compose = compose
-        self.results: dict[str, Outcome] = {}
+        self._ended: dict[str, Planned] = {}
         self.refused: dict[str, str] = {}  # variant name -> why its configuration could not be run
         self._queue = Queue()
         self._trials: dict[int, OpenTrial] = {}
         self._exhausted = False
-        self._by_replicates = (study.pruner or {}).get("name") == "wilcoxon"
+        self._by_replicates = study.pruner_name == "wilcoxon"
         self._sequential = study.pruner is not None
+        self._skipped = 0  # runs that an early end of their trial made needless
+        left = search.reap()
         for trial in search.trials:
-            if trial.state == "failed" and search.asked <= (study.budget.trials or search.asked):
-                self._adopt(search.ask(trial.values))
-        self.known = search.asked - len(self._trials)
-        for trial in search.reap():
-            if trial.number not in self._trials:
-                self.known -= 1
-                self._adopt(trial)
+            if trial.state in ("complete", "pruned"):
+                self._recall(trial)
+        self.known = len(self._ended)
+        for trial in [*left, *self._to_retry()]:
+            self._adopt(trial)
 
     @property
     def total(self) -> int | None:
         trials = self.study.budget.trials
-        return None if trials is None else trials * self.study.replicates
+        return None if trials is None else trials * self.study.replicates - self._skipped
 
     @property
     def done(self) -> bool:
@@ -67,7 +67,7 @@ class SearchPlan:
     def next(self) -> Job | None:
         while not self._queue.waiting and not self._exhausted:
             limit = self.study.budget.trials
-            trial = None if limit is not None and self.search.asked >= limit else self.search.ask()
+            trial = None if limit is not None and self._points() >= limit else self.search.ask()
             if trial is None:
                 self._exhausted = True
             else:
@@ -81,7 +81,7 @@ class SearchPlan:
         value = record["metrics"].get(metric)
         if value is None or not self.search.report(job.trial, record["epoch"], value):
             return None
-        return f"{self.search.pruner_name}: {metric} {value:.4g} at epoch {record['epoch']}"
+        return f"{self.study.pruner_name}: {metric} {value:.4g} at epoch {record['epoch']}"
 
     def finish(self, job: Job, result: Outcome) -> float | None:
         self._queue.settle(job)
@@ -89,6 +89,30 @@ class SearchPlan:
 
     def retry(self, job: Job) -> bool:
         return self._queue.retry(job)
+
+    def _points(self) -> int:
+        """How many points were tried: a failed one that is tried again counts once."""
+        return len({_identity(trial) for trial in self.search.trials})
+
+    def _to_retry(self) -> list[Trial]:
+        """Points that failed in an earlier session and were not tried since, as new trials."""
+        done = {_identity(trial) for trial in self.search.trials if trial.state != "failed"}
+        failed = {_identity(t): t for t in self.search.trials if t.state == "failed" and _identity(t) not in done}
+        return [trial for t in failed.values() if (trial := self.search.ask(t.values)) is not None]
+
+    def _recall(self, trial: Trial) -> None:
+        """Take in the runs of a trial that an earlier session ended."""
+        variant = self.compose(trial.values)
+        for replicate in range(self.study.replicates):
+            job = plan_job(self.study, variant, replicate, self.folder, number=trial.number, trial=trial.number)
+            result = result_of(job)
+            if result is None:
+                self._skipped += 1
+            else:
+                self._ended[job.key] = Planned(variant.key, variant.shown, result)
+
+    def ended(self) -> list[Planned]:
+        return list(self._ended.values())
 
     def _adopt(self, trial: Trial) -> None:
         try:
@@ -114,7 +138,7 @@ class SearchPlan:
 
     def _take_in(self, job: Job, result: Outcome) -> float | None:
         assert job.trial is not None
-        self.results[job.key] = result
+        self._ended[job.key] = Planned(job.variant.key, job.variant.shown, result)
         if job.trial not in self._trials:
             return None  # another replicate has decided the trial meanwhile
         trial = self._trials[job.trial]
@@ -140,6 +164,7 @@ class SearchPlan:
 
     def _close(self, number: int, *, state: str) -> float | None:
         trial = self._trials.pop(number)
+        self._skipped += self.study.replicates - len(trial.results)
         for job in [job for job in self._queue.waiting if job.trial == number]:
             self._queue.waiting.remove(job)
         rows = [self._values(result) for result in trial.results.values() if result.status == "FINISHED"]
@@ -149,3 +174,7 @@ class SearchPlan:
         else:
             self.search.tell(number, state=state)
         return means[0] if state == "complete" else None
+
+
+def _identity(trial: Trial) -> frozenset[tuple[str, str]]:
+    return frozenset(trial.values.items())

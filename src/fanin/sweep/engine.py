@@ -93,7 +93,7 @@ def train(study: Study, *, options: Options, project: Path) -> int:
             shipper.nudge(folder.folder)
             plan = SinglePlan(job)
             tally = coordinate(study, plan, pool, shipper, every_epoch=True)
-        result = plan.results.get(job.key)
+        result = plan.result
         if result:
             print(
                 "  "
@@ -131,7 +131,8 @@ def _run(study: Study, variants: list[Variant] | None, pool: Pool, *, options: O
             folder.spool.append("start")
             shipper.nudge(folder.folder)
             tally = coordinate(study, plan, pool, shipper)
-            answer = summarise(study, plan, tally)
+            front = plan.search.front if len(study.objectives) > 1 else ()
+            answer = summarise(study, plan.ended(), tally, front=front)
             status = "KILLED" if tally.ended == "interrupted" else "FINISHED"
             folder.spool.append(
                 "end", status=status, reason=tally.ended, metrics={}, step=0, note=answer.markdown
@@ -149,7 +150,7 @@ def declare(study: Study, folder: StudyFolder, project: Path) -> None:
         study.name,
         question=study.question or "",
         identity=folder.born,
-        swept=[key.lstrip("+") for axis in study.space.axes for key in axis.keys],
+        swept=study.swept,
         metric=study.objective.metric,
         direction=study.objective.direction,
         tags={"fanin.git": git_commit(project)},

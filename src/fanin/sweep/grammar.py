@@ -62,7 +62,7 @@ def parse(
     axes: list[Axis] = []
     fixed: list[Override] = []
     for line in lines.values():
-        override = _parse(parser, line, seed=seed)
+        override = _parse(parser, line)
         if override.is_sweep_override():
             axes.append(_axis(override, seed=seed))
         else:
@@ -115,17 +115,12 @@ def _key_of(line: str) -> str:
     return line.partition("=")[0]
 
 
-def _parse(parser: OverridesParser, line: str, *, seed: int = 0) -> Override:
-    # Hydra's shuffle([a,b,c]) draws from the global stream while it parses: give it one of our own.
-    state = random.getstate()
-    random.seed(f"{seed}/{line}")
+def _parse(parser: OverridesParser, line: str) -> Override:
     try:
         (override,) = parser.parse_overrides([line])
     except (HydraException, ValueError) as error:
         reason = " ".join(str(error.__cause__ or error).split("\n")[0].split())
         raise ConfigError(f"{_key_of(line)}: not in Hydra's override grammar: {line!r} ({reason})") from error
-    finally:
-        random.setstate(state)
     if override.is_sweep_override() and override.is_hydra_override():
         raise ConfigError(f"{override.key_or_group}: Hydra's own settings hold for all runs, cannot be swept")
     return override

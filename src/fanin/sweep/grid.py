@@ -12,7 +12,7 @@ from typing import Any
 
 from fanin.sweep import race
 from fanin.sweep.folder import Outcome, StudyFolder
-from fanin.sweep.plan import Job, Queue, plan_job, result_of, value_of
+from fanin.sweep.plan import Job, Planned, Queue, plan_job, result_of, value_of
 from fanin.sweep.search import Search
 from fanin.sweep.study import Study, Variant
 
@@ -29,7 +29,9 @@ class GridPlan:
         self._stopped: dict[str, str] = {}  # variant key -> why it gets no further replicates
         self._trials: dict[str, int] = {}
         if judge:
-            self._trials = {_text(trial.values): trial.number for trial in judge.trials}
+            self._trials = {
+                _text(trial.values): trial.number for trial in judge.trials if trial.state == "running"
+            }
         for replicate in range(study.racing["min_replicates"] if study.racing else study.replicates):
             for variant in self.variants:
                 self._plan(variant, replicate)
@@ -61,7 +63,7 @@ class GridPlan:
         if value is None or not self.judge.report(job.trial, record["epoch"], value):
             return None
         return (
-            f"{self.judge.pruner_name}: {self.study.objective.metric} {value:.4g} at epoch {record['epoch']}"
+            f"{self.study.pruner_name}: {self.study.objective.metric} {value:.4g} at epoch {record['epoch']}"
         )
 
     def finish(self, job: Job, result: Outcome) -> float | None:
@@ -84,6 +86,10 @@ class GridPlan:
             return None
         values = [value_of(r, self.study.objective, classes=self.study.classes) for r in results]
         return sum(values) / len(values)
+
+    def ended(self) -> list[Planned]:
+        jobs = {key: job for key, job in self._planned.items() if key in self.results}
+        return [Planned(job.variant.key, job.variant.shown, self.results[key]) for key, job in jobs.items()]
 
     @property
     def dropped(self) -> dict[str, str]:
@@ -150,7 +156,9 @@ class GridPlan:
         assert self.judge
         text = _text(variant.values)
         if text not in self._trials:
-            self._trials[text] = self.judge.ask(variant.values).number
+            trial = self.judge.ask(variant.values)
+            assert trial is not None, "a point given by name is always handed out"
+            self._trials[text] = trial.number
         return self._trials[text]
 
     def _tell(self, job: Job, result: Outcome) -> None:

@@ -105,8 +105,7 @@ def _load(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.Stud
 
 
 def repair(path: Path) -> int:
-    """Cut what a killed coordinator left unfinished at the end of the journal; returns the number of bytes
-    cut.
+    """Cut what a killed coordinator left unfinished at the journal's end; returns the number of bytes cut.
 
     A process killed in the middle of a write, or a full disk, leaves a torn last line, to which the next
     record would be glued: from then on Optuna could not open the file at all. And a trial killed while its
@@ -116,14 +115,17 @@ def repair(path: Path) -> int:
     if not path.exists():
         return 0
     data = path.read_bytes()
-    good, draft = 0, _Draft()
+    good, drawing = 0, None  # where the records of a trial begin whose values are not all drawn
     for line in data.splitlines(keepends=True):
         record = _record(line)
         if record is None:
             break
-        draft.see(record, at=good)
+        if _begins(record):
+            drawing = good
+        elif ASKED in record.get("user_attr", ()):
+            drawing = None
         good += len(line)
-    keep = min([good, *draft.begun.values()])
+    keep = good if drawing is None else drawing
     cut = data[keep:]
     if cut:
         path.with_name(path.name + ".cut").write_bytes(cut)
@@ -136,24 +138,14 @@ def repair(path: Path) -> int:
     return len(cut)
 
 
-class _Draft:
-    """Follows the journal's records: `begun` says where those of each trial begin that is not drawn to its
-    end."""
-
-    def __init__(self) -> None:
-        self.trials = 0
-        self.begun: dict[int, int] = {}
-
-    def see(self, record: Mapping[str, Any], *, at: int) -> None:
-        code = record["op_code"]
-        if code == JournalOperation.CREATE_TRIAL:
-            if "state" not in record:  # else it was written whole
-                self.begun[self.trials] = at
-            self.trials += 1
-        elif code == JournalOperation.SET_TRIAL_STATE_VALUES and record["state"] == TrialState.RUNNING:
-            self.begun[record["trial_id"]] = at  # taken from the queue
-        elif code == JournalOperation.SET_TRIAL_USER_ATTR and ASKED in record["user_attr"]:
-            self.begun.pop(record["trial_id"], None)
+def _begins(record: Mapping[str, Any]) -> bool:
+    """Whether a trial is begun here, new or from the queue. One that has its state at once was written
+    whole."""
+    if record["op_code"] == JournalOperation.CREATE_TRIAL:
+        return "state" not in record
+    return (
+        record["op_code"] == JournalOperation.SET_TRIAL_STATE_VALUES and record["state"] == TrialState.RUNNING
+    )
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

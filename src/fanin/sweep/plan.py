@@ -36,11 +36,25 @@ class Job:
         return str(self.spec["name"])
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A run that has ended, for the summary: its variant, what the swept keys resolve to, and how it ended."""
+
+    variant: str
+    shown: Mapping[str, Any]
+    result: Outcome
+
+
 class Plan(Protocol):
     """What the coordinator asks of a plan."""
 
     @property
     def total(self) -> int | None: ...
+    @property
+    def known(self) -> int:
+        """Runs that were done before this session."""
+        ...
+
     @property
     def done(self) -> bool: ...
     @property
@@ -62,6 +76,10 @@ class Plan(Protocol):
 
     def retry(self, job: Job) -> bool:
         """The run's worker died: put it back, unless that happened too often."""
+        ...
+
+    def ended(self) -> list[Planned]:
+        """Every run that has ended, in this session or before."""
         ...
 
 
@@ -145,11 +163,12 @@ class SinglePlan:
     """One run, once."""
 
     reports = False
-    total = 1
+    total: int | None = 1
     known = 0
 
     def __init__(self, job: Job) -> None:
-        self.results: dict[str, Outcome] = {}
+        self.result: Outcome | None = None
+        self._job = job
         self._queue = Queue()
         self._queue.add(job)
 
@@ -165,8 +184,12 @@ class SinglePlan:
 
     def finish(self, job: Job, result: Outcome) -> float | None:
         self._queue.settle(job)
-        self.results[job.key] = result
+        self.result = result
         return None
 
     def retry(self, job: Job) -> bool:
         return self._queue.retry(job)
+
+    def ended(self) -> list[Planned]:
+        variant = self._job.variant
+        return [Planned(variant.key, variant.shown, self.result)] if self.result else []

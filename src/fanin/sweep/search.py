@@ -143,6 +143,9 @@ class Search:
                 and frozen.state.is_finished()
             ):
                 continue
+            if frozen.state == TrialState.RUNNING and not {ASKED, GIVEN} & frozen.user_attrs.keys():
+                self.study.tell(frozen.number, state=TrialState.FAIL)  # its sampler raised
+                continue
             trial = self._trial(frozen)
             earlier = self._known.setdefault(_identity(trial.values), trial.number)
             if earlier < trial.number and trial.state == "running" and GIVEN not in frozen.user_attrs:

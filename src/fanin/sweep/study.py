@@ -71,6 +71,15 @@ class Study:
         return self.objectives[0]
 
     @property
+    def swept(self) -> list[str]:
+        """The keys that vary, as they appear in configurations and tables."""
+        return [key.lstrip("+") for axis in self.space.axes for key in axis.keys]
+
+    @property
+    def pruner_name(self) -> str:
+        return str((self.pruner or {}).get("name", "none"))
+
+    @property
     def classes(self) -> int | None:
         """Of the data; decides what a diverged run counts as. None for a foreign program."""
         return int(self.base.config["data"]["classes"]) if self.own else None
