@@ -71,11 +71,12 @@ def test_label_smoothing_is_cross_entropy_against_softened_labels() -> None:
     model = make_model()
     objective = make_objective(model, label_smoothing=0.3)
     loss = objective()
-    logits = make_model()(objective.images[0]).detach()
-    soft = 0.7 * F.one_hot(objective.labels[0], 3) + 0.3 / 3
+    images, labels = objective.chunks[0]
+    logits = make_model()(images).detach()
+    soft = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
     expected = -(soft * logits.log_softmax(1)).sum(1).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    plain = F.cross_entropy(logits, objective.labels[0])
+    plain = F.cross_entropy(logits, labels)
     assert objective.loss.item() == pytest.approx(plain.item(), rel=1e-6)
 
 
