@@ -102,24 +102,46 @@ def test_a_search_reopened_every_few_trials_asks_what_the_uninterrupted_one_asks
     assert parts == whole
 
 
-def test_a_kill_at_any_byte_of_the_journal_loses_and_repeats_no_trial(tmp_path: Path) -> None:
-    space = parse({"x": "1,2,3", "y": "range(0,4)"})
-    settings = {"sampler": {"name": "tpe", "n_startup_trials": 3}, "defaults": {"x": "2"}}
+@pytest.mark.parametrize(
+    ("space", "sampler"),
+    [
+        ({"x": "1,2,3", "y": "range(0,4)"}, {"name": "tpe", "n_startup_trials": 3}),
+        ({"x": "range(0,8)"}, {"name": "random"}),  # its last points are picked after many repeats
+    ],
+)
+def test_a_kill_at_any_byte_of_the_journal_loses_and_repeats_no_trial(
+    tmp_path: Path, space: dict[str, Any], sampler: dict[str, Any]
+) -> None:
+    def searched(name: str) -> tuple[Search, list[tuple[int, dict[str, str]]]]:
+        settings: dict[str, Any] = {"sampler": sampler, "defaults": {"x": "2"}}
+        search = open_search(tmp_path, space, storage=tmp_path / name, **settings)
+        run(search, 8, lambda values: sum(map(float, values.values())))
+        return search, [(trial.number, trial.values) for trial in search.trials]
 
-    def cost(values: dict[str, str]) -> float:
-        return float(values["x"]) + float(values["y"])
-
-    whole = run(open_search(tmp_path, space, storage=tmp_path / "whole", **settings), 7, cost)
+    uninterrupted, whole = searched("whole")
+    marks = [mark for trial in uninterrupted.study.trials for mark in trial.user_attrs]
+    assert "fanin.repeats" in marks and ("fanin.given" in marks or sampler["name"] == "tpe")
     journal = (tmp_path / "whole").read_bytes()
     ends = [i + 1 for i, byte in enumerate(journal) if byte == ord("\n")]
-    cuts = sorted({0, *ends, *(end - 7 for end in ends)})  # between records, and inside each
-    for cut in cuts:
-        storage = tmp_path / f"cut{cut}"
-        storage.write_bytes(journal[:cut])
-        search = open_search(tmp_path, space, storage=storage, **settings)
-        assert run(search, 7, cost) == whole, cut
-        assert [t.state for t in search.trials] == ["complete"] * 7
+    for cut in sorted({0, *ends, *(end - 7 for end in ends)}):  # between the records, and inside each
+        (tmp_path / f"cut{cut}").write_bytes(journal[:cut])
+        search, trials = searched(f"cut{cut}")
+        assert trials == whole, cut
+        assert [t.state for t in search.trials] == ["complete"] * 8
         assert search.reap() == []
+
+
+def test_a_trial_whose_sampler_raised_is_failed_and_nothing_after_it_is_lost(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    search = open_search(tmp_path, MIXED)
+    with monkeypatch.context() as patch:
+        patch.setattr("fanin.sweep.search.suggest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            search.ask()
+    run(search, 3)
+    states = [trial.state for trial in open_search(tmp_path, MIXED).trials]
+    assert states == ["failed", "complete", "complete"]
 
 
 def test_a_torn_or_damaged_tail_is_cut_kept_aside_and_reported(tmp_path: Path, caplog: Any) -> None:
@@ -192,6 +214,26 @@ def test_a_conditional_axis_is_drawn_only_where_it_exists(tmp_path: Path) -> Non
         values = run(search, 30, lambda v: float(v["x"]) + float(v.get("momentum", 1)))
         assert {v["optimizer"] for v in values} == {"sgd", "momentum", "adam"}
         assert all(("momentum" in v) == (v["optimizer"] == "momentum") for v in values)
+
+
+def test_tpe_models_axes_that_occur_together_as_one_group_where_there_are_conditions() -> None:
+    plain = parse({"a": "1,2", "b": "interval(0,1)"})
+    nested = parse({"a": "1,2", "b": "interval(0,1)"}, when={"b": {"a": 1}})
+
+    def groups(space: Space, **options: Any) -> bool:
+        sampler: Any = samplers.build_sampler(
+            {"name": "tpe"} | options, space, objectives=1, seed=0, number=0
+        )
+        return bool(sampler._group)
+
+    assert groups(nested) and not groups(plain) and not groups(nested, multivariate=False)
+
+
+def test_scrambled_points_of_qmc_are_spread_evenly(tmp_path: Path) -> None:
+    sampler = {"name": "qmc", "scramble": True}
+    values = run(open_search(tmp_path, {"x": "interval(0,8)"}, sampler=sampler), 9, lambda v: 0.0)
+    # the first point is Optuna's random start; the next eight fall one into each eighth
+    assert sorted(int(float(v["x"])) for v in values[1:]) == list(range(8))
 
 
 def test_zipped_axes_are_one_decision_of_the_search(tmp_path: Path) -> None:
@@ -269,7 +311,7 @@ def test_a_warm_start_queues_the_best_points_of_another_study_once(tmp_path: Pat
     )
     search = open_search(tmp_path, {**NUMBERS, "c": "a,b"}, defaults={"x": "0.5"})
     assert search.warm_start(other, name="other", count=3) == 3
-    assert search.warm_start(other, name="other", count=3) == 0
+    assert search.warm_start(other, name="other", count=9) == 0
     asked = [search.ask() for _ in range(4)]
     assert [{k: v for k, v in t.values.items() if k != "c"} for t in asked[1:] if t] == [
         t.values for t in ranked[:3]
@@ -335,6 +377,12 @@ def test_pruning_finds_the_best_variant_with_at_most_half_of_the_epochs(tmp_path
     assert sum(t.state == "pruned" for t in search.trials) > 20
 
 
+def test_hyperband_prunes_before_any_trial_is_complete_because_it_knows_the_epochs(tmp_path: Path) -> None:
+    search = open_search(tmp_path, NUMBERS, pruner={"name": "hyperband"}, steps=9)
+    said = [search.report(ask(search).number, 1, float(loss)) for loss in range(12)]
+    assert any(said) and not said[0]
+
+
 def prepared(tmp_path: Path, *, direction: str = "maximize", **settings: Any) -> Search:
     """A search whose five earlier trials reported 0.5 at every epoch."""
     search = open_search(tmp_path, {"x": "interval(0,1)"}, directions=[direction], steps=10, **settings)
@@ -364,19 +412,19 @@ def test_the_median_pruner_ends_what_is_worse_than_half_of_the_others(
 
 
 def test_a_decision_to_prune_survives_a_restart(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"pruner": {"name": "median"}}
+    settings: dict[str, Any] = {"pruner": {"name": "median", "n_warmup_steps": 2}}
     bad = ask(search := prepared(tmp_path, **settings))
     assert search.report(bad.number, 1, 0.6) is False
     assert search.report(bad.number, 2, 0.4) is False  # its best so far is above the median
     assert search.report(bad.number, 3, math.nan) is False
     worst = ask(search)
-    assert search.report(worst.number, 2, 0.1) is True
+    assert [search.report(worst.number, epoch, 0.1) for epoch in (1, 2)] == [False, True]
     again = open_search(tmp_path, {"x": "interval(0,1)"}, directions=["maximize"], steps=10, **settings)
     assert [t.number for t in again.reap()] == [bad.number, worst.number]
     assert again.report(bad.number, 1, 0.6) is False and again.report(bad.number, 2, 0.4) is False
-    assert again.report(worst.number, 1, 0.1) is True  # nothing it does can save it now
+    assert [again.report(worst.number, epoch, 0.1) for epoch in (1, 2, 3)] == [False, True, True]
     again.tell(worst.number, state="pruned")
-    assert again.trials[-1].state == "pruned" and again.trials[-1].reports == {1: 0.1, 2: 0.1}
+    assert again.trials[-1].state == "pruned" and again.trials[-1].reports == {1: 0.1, 2: 0.1, 3: 0.1}
 
 
 def test_patience_runs_out_without_progress_and_thresholds_are_bounds(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def points(space: Space) -> list[dict[str, str]]:
         ("range(4,0,-2)", ["4", "2"]),
         ("range(-1,2)", ["-1", "0", "1"]),
         ("float(range(1,3))", ["1.0", "2.0"]),
+        ("int(range(1.5,3.5))", ["1", "2"]),
         ("sort(3,1,2)", ["1", "2", "3"]),
         ("sort(range(1,4),reverse=true)", ["3", "2", "1"]),
     ],
@@ -113,6 +114,7 @@ def test_shuffle_is_decided_by_the_seed_and_keeps_the_values() -> None:
     orders = {axis("shuffle(range(0,20))", seed=seed).values for seed in (0, 0, 1)}
     assert len(orders) == 2
     assert all(sorted(map(int, order)) == list(range(20)) for order in orders)
+    assert axis("shuffle(a,b,c,d,e,f)", seed=3).values != tuple("abcdef")
     assert axis("shuffle(a,b,c,d,e,f)", seed=3) == axis("shuffle(a,b,c,d,e,f)", seed=3)
 
 

@@ -177,25 +177,31 @@ def _interval(key: str, sweep: IntervalSweep, *, log: bool) -> Axis:
 
 
 def _range(key: str, sweep: RangeSweep, *, log: bool, seed: int) -> Axis:
-    assert sweep.start is not None and sweep.stop is not None
-    text = f"range({sweep.start},{sweep.stop},{sweep.step})"
-    require(sweep.step != 0, key, "a range's step must not be 0", text)
-    whole = all(isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step))
+    bounds = _bounds(sweep)
+    text = "range({},{},{})".format(*bounds)
+    require(bounds[2] != 0, key, "a range's step must not be 0", text)
+    whole = all(isinstance(number, int) for number in bounds)
     # In decimals, as written: 0.1 + 0.2 is 0.3 here, and range(0,1,0.1) has ten values.
-    start, stop, step = (Decimal(repr(number)) for number in (sweep.start, sweep.stop, sweep.step))
+    start, stop, step = (Decimal(repr(number)) for number in bounds)
     numbers = [start + i * step for i in range(math.ceil((stop - start) / step))]
     require(numbers, key, "a range must not be empty", text)
-    require(
-        not log or (whole and step == 1 and start > 0),
-        key,
-        "a logarithmic range has whole numbers above 0 and step 1 (or use an interval)",
-        text,
-    )
+    rule = "a logarithmic range has whole numbers above 0 and step 1 (or use an interval)"
+    require(not log or (whole and step == 1 and start > 0), key, rule, text)
     values = [str(int(number)) if whole else repr(float(number)) for number in numbers]
-    low, high = float(min(numbers)), float(max(numbers))
     if sweep.shuffle:
         random.Random(f"{seed}/{key}").shuffle(values)
+    low, high = float(min(numbers)), float(max(numbers))
     return Axis(key, "range", tuple(values), low=low, high=high, step=float(abs(step)), log=log)
+
+
+def _bounds(sweep: RangeSweep) -> tuple[int | float, int | float, int | float]:
+    """Start, stop and step. A cast around the range has been applied by Hydra 1.3; 1.4 leaves it to us."""
+    assert sweep.start is not None and sweep.stop is not None
+    bounds = (sweep.start, sweep.stop, sweep.step)
+    for cast in getattr(sweep, "transformers", ()):
+        kind = int if cast.__name__ == "cast_int" else float
+        bounds = (kind(bounds[0]), kind(bounds[1]), kind(bounds[2]))
+    return bounds
 
 
 def _points(points: Sequence[Mapping[str, Any]], parser: OverridesParser) -> Axis:

@@ -160,9 +160,7 @@ class Search:
         self.study.sampler = self._sampler(waiting[0].number if waiting else len(self._frozen()))
         trial = self.study.ask()
         suggest(trial, self.space)
-        trial.set_user_attr(
-            ASKED, True
-        )  # only now; without it, the next opening of the journal undoes the draw
+        trial.set_user_attr(ASKED, True)  # without it, the next opening of the journal undoes the draw
         return self._trial(self._storage.get_trial(self._trial_id(trial.number)))
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
