@@ -113,7 +113,7 @@ def test_a_kill_at_any_byte_of_the_journal_loses_and_repeats_no_trial(
     tmp_path: Path, space: dict[str, Any], sampler: dict[str, Any]
 ) -> None:
     def searched(name: str) -> tuple[Search, list[tuple[int, dict[str, str]]]]:
-        settings: dict[str, Any] = {"sampler": sampler, "defaults": {"x": "2"}}
+        settings: dict[str, Any] = {"sampler": sampler, "defaults": {"x": "2"}, "seed": 9}
         search = open_search(tmp_path, space, storage=tmp_path / name, **settings)
         run(search, 8, lambda values: sum(map(float, values.values())))
         return search, [(trial.number, trial.values) for trial in search.trials]
