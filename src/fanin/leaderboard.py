@@ -159,7 +159,7 @@ def _interval(mean: float, half: float, digits: str) -> str:
 def _text(value: object) -> str:
     if pandas.isna(value):
         return "-"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _fit(widths: list[int], width: int) -> list[int]:

@@ -40,6 +40,10 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
         composer = Composer(loader, config_name=OWN_CONFIG, fixed=found)
         with friendly_errors(composer):
             config = loader.load_configuration(OWN_CONFIG, list(overrides), run_mode=RunMode.MULTIRUN)
+            if config.hydra.runtime.choices["hydra/sweeper"] == "basic":
+                # Hydra's own default; an `override` in conf/config.yaml would win over the study file's.
+                overrides = [*overrides, "hydra/sweeper=grid"]
+                config = loader.load_configuration(OWN_CONFIG, list(overrides), run_mode=RunMode.MULTIRUN)
         context = HydraContext(config_loader=loader, callbacks=Callbacks(config))
         sweeper: Any = Plugins.instance().instantiate_sweeper(
             hydra_context=context, task_function=own_task, config=config
