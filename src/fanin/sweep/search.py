@@ -80,6 +80,10 @@ class Search:
         self._study_id = self._storage.get_study_id_from_name(name)
         self._known: dict[frozenset[tuple[str, str]], int] = {}
         self._left = self._reopen()
+        self.asked = len(self.trials)  # how many trials were handed out: what a budget of trials counts
+        # Repeats since then: an `ask` that was killed goes on where it was.
+        newest = itertools.takewhile(lambda trial: REPEAT in trial.user_attrs, reversed(self._frozen()))
+        self._repeats = sum(1 for _ in newest)
         if not self._frozen() and defaults:
             self.enqueue([defaults])
 
@@ -91,12 +95,15 @@ class Search:
         retry)."""
         if values is not None:
             return self._add(params_of(values, self.space))
-        for _ in range(1 + REPEATS - self._trailing_repeats()):
+        while self._repeats <= REPEATS:
             trial = self._draw()
             earlier = self._known.setdefault(_identity(trial.values), trial.number)
             if earlier == trial.number:
+                self._repeats, self.asked = 0, self.asked + 1
                 return trial
             self._repeat(trial.number, earlier)
+            self._repeats += 1
+        self._repeats = 0
         params = self._untried()
         return None if params is None else self._add(params)
 
@@ -156,8 +163,9 @@ class Search:
 
     def _draw(self) -> Trial:
         """A new trial, filled from the queue and by the sampler."""
-        waiting = self._frozen(TrialState.WAITING)
-        self.study.sampler = self._sampler(waiting[0].number if waiting else len(self._frozen()))
+        trials = self._frozen()
+        number = next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
+        self.study.sampler = self._sampler(number)
         trial = self.study.ask()
         suggest(trial, self.space)
         trial.set_user_attr(ASKED, True)  # without it, the next opening of the journal undoes the draw
@@ -177,12 +185,8 @@ class Search:
         self.study.add_trial(running)
         trial = self._trial(self._frozen()[-1])
         self._known.setdefault(_identity(trial.values), trial.number)
+        self.asked += 1
         return trial
-
-    def _trailing_repeats(self) -> int:
-        """Repeats since the last trial handed out: an `ask` that was killed goes on where it was."""
-        newest = itertools.takewhile(lambda t: REPEAT in t.user_attrs, reversed(self._frozen()))
-        return min(sum(1 for _ in newest), 1 + REPEATS)
 
     def _untried(self) -> dict[str, Any] | None:
         """A point that was not tried yet, at random; None when there is none (to be found)."""
@@ -254,12 +258,10 @@ class Search:
     @property
     def trials(self) -> list[Trial]:
         """Every trial handed out, in order of their numbers, without repeats and those still queued."""
-        return [self._trial(frozen) for frozen in self._handed_out()]
-
-    @property
-    def asked(self) -> int:
-        """How many trials were handed out: what a budget of trials counts."""
-        return sum(1 for _ in self._handed_out())
+        handed_out = (
+            t for t in self._frozen() if t.state != TrialState.WAITING and REPEAT not in t.user_attrs
+        )
+        return [self._trial(frozen) for frozen in handed_out]
 
     @property
     def best(self) -> Trial | None:
@@ -272,9 +274,6 @@ class Search:
         """The complete trials that no other one beats in every objective (the Pareto front), the earliest
         first."""
         return pareto_front(self.trials, self.directions)
-
-    def _handed_out(self) -> Iterable[FrozenTrial]:
-        return (t for t in self._frozen() if t.state != TrialState.WAITING and REPEAT not in t.user_attrs)
 
     def _frozen(self, *states: TrialState) -> list[FrozenTrial]:
         return self._storage.get_all_trials(self._study_id, deepcopy=False, states=states or None)
