@@ -22,6 +22,7 @@ from fanin import data, initializers, models, optimizers, pictures, regularizers
 from fanin.checkpoint import Progress, capture, restore
 from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import Evaluation, evaluate
+from fanin.memory import keep_freed_memory
 from fanin.provenance import versions
 from fanin.randomness import Streams
 from fanin.spool import Spool
@@ -56,7 +57,7 @@ class Trainer:
 
     def __init__(self, *, threads: int) -> None:
         torch.set_num_threads(threads)
-        torch.set_flush_denormal(True)  # dead units and decayed moments otherwise cost 100x a normal step
+        keep_freed_memory()
         self._environment = versions() | {"threads": str(threads)}
         self._prepared: tuple[str, data.Prepared] | None = None
 
