@@ -33,9 +33,11 @@ OWNERS = {
 # Module of ours -> the modules that may import it.
 IMPORTERS = {
     "fanin.app": ["fanin.__main__"],
-    "fanin.query": ["fanin", "fanin.app", "fanin.compare", "fanin.report", "fanin.results", "fanin.sweep"],
+    "fanin.query": [
+        *("fanin", "fanin.app", "fanin.compare", "fanin.report", "fanin.results", "fanin.sweep", "fanin.ui"),
+    ],
     "fanin.tracking": [
-        *("fanin.app", "fanin.doctor", "fanin.run", "fanin.sweep"),  # who has something to store
+        *("fanin.app", "fanin.doctor", "fanin.run", "fanin.sweep", "fanin.ui"),  # who has something to store
         *("fanin.query", "fanin.server", "fanin.shipper", "fanin.shipping"),  # who knows how
     ],
     "hydra_plugins": [],
@@ -150,7 +152,7 @@ def named_in_readme(pattern: str) -> set[str]:
 
 def test_every_make_target_that_the_readme_names_exists():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = named_in_readme(r"(?:^|[`$ ])make ([a-z][a-z-]*)")
+    named = named_in_readme(r"(?:^|[`$])make ([a-z][a-z-]*)")
     assert {"sweep", "test"} <= named <= targets
 
 
