@@ -1,7 +1,9 @@
 """What the user typed wrong: refused at the border, with the key, the rule and the way out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+LISTED = 30  # choices that are listed in full; of more, only the nearest
 
 
 class ConfigError(ValueError):
@@ -11,9 +13,21 @@ class ConfigError(ValueError):
 def unknown(key: str, value: object, options: Iterable[object]) -> ConfigError:
     """An error for a `value` of `key` that is none of `options`, with the nearest one suggested."""
     names = sorted(str(option) for option in options)
-    close = get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    close = nearest(value, names)
+    hint = f"; did you mean {close!r}?" if close else ""
+    if len(names) > LISTED:
+        some = get_close_matches(str(value), names, n=5, cutoff=0.0)
+        return ConfigError(
+            f"{key}: {value!r} is none of its {len(names)} choices: {', '.join(some)}, ...{hint}"
+        )
     return ConfigError(f"{key}: {value!r} is not one of: {', '.join(names)}{hint}")
+
+
+def nearest(value: object, names: Sequence[str]) -> str | None:
+    """The name that `value` was probably meant to be, if there is one: case does not count."""
+    folded = {name.lower(): name for name in names}
+    close = get_close_matches(str(value).lower(), folded, n=1, cutoff=0.5)
+    return folded[close[0]] if close else None
 
 
 def require(condition: object, key: str, rule: str, value: object) -> None:

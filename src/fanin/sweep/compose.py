@@ -10,23 +10,22 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import yaml
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from fanin.errors import ConfigError, unknown
+from fanin.errors import ConfigError, nearest, unknown
+from fanin.sweep.keys import check_keys, dotted
 
-# Choices people look for and cannot have, with the reason.
-REFUSED = {
-    "optimizer/sparse_adam": "it needs sparse gradients, and no layer here makes them (only nn.Embedding with "
-    "sparse=True does); optimizer=adam is the same rule for dense gradients",
-}
+LISTS = ("regularization",)  # groups of which several choices hold at once
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Composer:
     def __init__(
         self, loader: ConfigLoader, *, config_name: str | None, fixed: Sequence[str] = (), own: bool = True
     ) -> None:
-        """`own`: fanin's configuration, all of it resolved; a foreign one may need a running job to resolve."""
+        """`own`: fanin's configuration, all of it resolved; a foreign one may need a running job for that."""
         self.own = own
         self.loader = loader
         self.config_name = config_name
@@ -58,6 +57,8 @@ class Composer:
         overrides = list(overrides)
         with friendly_errors(self):
             parsed = self._parser.parse_overrides([*self.fixed, *overrides])
+            for override in parsed:
+                self._check_choice(override)
             plain = [o for o in parsed if self._is_plain(o)]
             rest = tuple(str(o.input_line) for o in parsed if not self._is_plain(o))
             if rest not in self._kept:
@@ -68,7 +69,10 @@ class Composer:
                 _lay_over(config, override)
             resolved = OmegaConf.to_container(config, resolve=self.own, throw_on_missing=True)
         assert isinstance(resolved, dict)
-        return Composition(config={str(k): v for k, v in resolved.items()}, choices=_named(choices, resolved) if self.own else choices)
+        if self.own:
+            check_keys(resolved, default=self._default, added=[o.key_or_group for o in parsed if o.is_add()])
+            choices = _named(choices, resolved)
+        return Composition(config={str(k): v for k, v in resolved.items()}, choices=choices)
 
     def is_group(self, key: str) -> bool:
         if key not in self._groups:
@@ -78,10 +82,34 @@ class Composer:
     def options(self, group: str) -> list[str]:
         return list(self.loader.get_group_options(group))
 
+    @property
+    def groups(self) -> list[str]:
+        return list(self._load(())[1])
+
     def known_keys(self) -> list[str]:
         """Every dotted key of the default configuration and every group: for 'did you mean'."""
-        config, choices = self._kept.get(()) or self._load(())
-        return sorted({*_dotted(config), *choices})
+        config, choices = self._load(())
+        return sorted({*dotted(_plain(config)), *choices})
+
+    @cached_property
+    def _default(self) -> dict[str, Any]:
+        """The default configuration, unresolved: which keys there are."""
+        return _plain(self._load(())[0])
+
+    def _check_choice(self, override: Override) -> None:
+        """A group takes the name of one of its files. Raises ConfigError for anything else."""
+        key, text = override.key_or_group, str(override.input_line)
+        if not key:
+            raise ConfigError(f"{text}: an override is key=value, as in epochs=20")
+        if override.is_delete() or not self.is_group(key):
+            return
+        value = override.value()
+        if isinstance(value, list) and self.own and key not in LISTS:
+            raise ConfigError(
+                f"{key}: takes one choice, got {text}; to run each: -m {key}={','.join(map(str, value))}"
+            )
+        if not isinstance(value, str | list):
+            raise unknown(key, text.partition("=")[2], self.options(key))
 
     def _is_plain(self, override: Override) -> bool:
         return (
@@ -104,27 +132,36 @@ class Composer:
 
 def _lay_over(config: DictConfig, override: Override) -> None:
     key, value = override.key_or_group, override.value()
-    old = OmegaConf.select(config, key)
-    if isinstance(old, (int, float)) and not isinstance(old, bool) and isinstance(value, str):
-        if not value.startswith("${"):
-            raise ConfigError(f"{key}: must be a number, got {value!r}")
+    _check_kind(key, OmegaConf.select(config, key), value)
     OmegaConf.update(config, key, value, merge=True)
 
 
+def _check_kind(key: str, old: Any, value: Any) -> None:
+    """What can be told from the value it replaces; each part checks its own ranges when it is built."""
+    if isinstance(value, str) and value.startswith("${"):
+        return
+    if isinstance(old, bool):
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key}: must be true or false, got {value!r}")
+    elif isinstance(old, int | float) and isinstance(value, bool | str | list | dict):
+        raise ConfigError(f"{key}: must be a number, got {value!r}")
+    elif isinstance(old, DictConfig) and old and not isinstance(value, dict):
+        keys = ", ".join(f"{key}.{name}" for name in old)
+        raise ConfigError(f"{key}: is set by its keys ({keys}), got {value!r}")
+
+
 def _named(choices: dict[str, str], config: dict[Any, Any]) -> dict[str, str]:
-    """A list choice (`regularization=[dropout,batchnorm]`) has no name in Hydra; give it one: dropout+batchnorm."""
+    """A list choice (`regularization=[dropout,batchnorm]`) has no name in Hydra; here it is: batchnorm+dropout."""
     applied = (config.get("regularization") or {}).get("applied")
     if not isinstance(applied, dict):
         return choices
     return {**choices, "regularization": "+".join(sorted(applied)) or "none"}
 
 
-def _dotted(config: DictConfig, prefix: str = "") -> Iterator[str]:
-    for key in config:
-        yield f"{prefix}{key}"
-        node = config._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _dotted(node, f"{prefix}{key}.")
+def _plain(config: DictConfig) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 @contextmanager
@@ -133,45 +170,89 @@ def friendly_errors(composer: Composer) -> Iterator[None]:
     try:
         yield
     except OverrideParseException as error:
-        raise ConfigError(
-            f"{error.override}: not an override of the form key=value ({_first_line(error)})"
-        ) from error
+        raise malformed(str(error.override), error) from error
     except MissingConfigException as error:
-        raise _missing_choice(error) from error
+        raise _missing_choice(error, composer) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key}: must be set, has no default") from error
+    except InterpolationResolutionError as error:
+        raise _unresolved(error) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _composition_error(error, composer) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise _unreadable(error) from error
 
 
-def _missing_choice(error: MissingConfigException) -> ConfigError:
+def malformed(line: str, error: Exception) -> ConfigError:
+    """What is no override at all."""
+    key, equals, value = line.partition("=")
+    if not equals or not key:
+        return ConfigError(f"{line}: an override is key=value, as in epochs=20")
+    reason = _first_line(error.__cause__ or error)
+    return ConfigError(
+        f"{key}: {value!r} cannot be read ({reason}); lists are [a,b], a text with special characters needs "
+        f"quotes inside the shell's: '{key}=\"...\"'"
+    )
+
+
+def _missing_choice(error: MissingConfigException, composer: Composer) -> ConfigError:
     found = re.search(r"Could not (?:find|load) '([^']+)'", str(error))
     name = found.group(1) if found else str(error.missing_cfg_file or "")
-    if name in REFUSED:
-        return ConfigError(f"{name.replace('/', '=')}: refused: {REFUSED[name]}")
     group, _, choice = name.rpartition("/")
-    if not group or not error.options:
-        return ConfigError(_first_line(error))
-    return unknown(group, choice, error.options)
+    options = error.options or (composer.options(group) if group else [])
+    if not options:
+        near = nearest(group, composer.groups) if group else None
+        hint = f"; did you mean {near!r}?" if near else ""
+        return ConfigError(f"{group or name}: there is no such group of choices in conf/{hint}")
+    return unknown(group, choice, options)
+
+
+def _unresolved(error: InterpolationResolutionError) -> ConfigError:
+    """${oc.env:NAME} without a NAME in the environment, and the like."""
+    missing = re.search(r"Environment variable '(\w+)' not found", str(error))
+    if missing:
+        return ConfigError(f"{error.full_key}: the environment variable {missing.group(1)} must be set")
+    return ConfigError(f"{error.full_key}: cannot be resolved: {_first_line(error)}")
 
 
 def _composition_error(error: Exception, composer: Composer) -> ConfigError:
     text = str(error)
     found = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
-    if not found:
-        return ConfigError(_first_line(error))
-    key = getattr(error, "full_key", None) or found.group(1) or found.group(2)
-    return unknown_key(str(key), composer)
+    if found:
+        return unknown_key(
+            str(getattr(error, "full_key", None) or found.group(1) or found.group(2)), composer
+        )
+    merged = re.match(r"Error merging override \+*([^=]+)=", text)
+    if merged:
+        return ConfigError(f"{merged.group(1)}: {_first_line(error.__cause__ or error)}")
+    return ConfigError(_first_line(error))
+
+
+def _unreadable(error: yaml.YAMLError | UnicodeDecodeError) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return ConfigError(f"a configuration file is no YAML text: {_first_line(error)}")
+    problem = " ".join(str(part) for part in (getattr(error, "context", None), error.problem) if part)  # type: ignore[union-attr]
+    return ConfigError(f"{mark.name}, line {mark.line + 1}: is no valid YAML: {problem}")
 
 
 def unknown_key(key: str, composer: Composer) -> ConfigError:
-    """No such key: suggest the nearest one at the same place, then anywhere."""
+    """No such key: suggest the nearest one at the same place, then one of that name anywhere."""
+    if key.startswith("hydra."):
+        return ConfigError(f"{key}: no such key among Hydra's own settings")
     known = composer.known_keys()
-    parent = key.rpartition(".")[0]
+    parent, _, name = key.rpartition(".")
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    error = unknown("key", key, siblings or known)
-    return ConfigError(f"{error} (a new key is added with +{key}=...)")
+    close = [k for k in known if k.rpartition(".")[2] == name] or [nearest(key, siblings or known)]
+    hint = f"; did you mean {' or '.join(close)}?" if close[0] else ""
+    here = (
+        f"; {parent or 'the root'} has {', '.join(k.rpartition('.')[2] for k in siblings)}"
+        if siblings
+        else ""
+    )
+    new = f" (+{key}=... adds an argument)" if f"{parent}._target_" in known else ""
+    return ConfigError(f"{key}: no such key{hint}{here}{new}")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return " ".join(str(error).strip().split("\n")[0].split())

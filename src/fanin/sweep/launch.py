@@ -57,17 +57,16 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
 
 @contextmanager
 def project_loader() -> Iterator[tuple[ConfigLoader, list[str]]]:
-    """Hydra's loader for the project in the working directory, and the override that makes sweeps/ a group."""
-    conf = Path("conf").resolve()
-    require(
-        (conf / "config.yaml").exists(),
-        "conf/",
-        "run fanin in a project folder: there is no",
-        "conf/config.yaml",
-    )
+    """Hydra's loader for the project in the working directory, and the override that finds sweeps/."""
+    conf = Path("conf").absolute()  # not resolved: conf/ may be a link, and sweeps/ lies beside the link
+    if not (conf / "config.yaml").is_file():
+        raise ConfigError(
+            f"{conf.parent} is no fanin project, it has no conf/config.yaml: change to one that has"
+        )
+    beside = str(conf.parent).replace("\\", "\\\\").replace("'", "\\'")
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf), version_base="1.3", job_name="fanin"):
-        yield GlobalHydra.instance().config_loader(), [f"hydra.searchpath=['file://{conf.parent}']"]
+    with initialize_config_dir(str(conf), job_name="fanin", **VERSION_BASE):
+        yield GlobalHydra.instance().config_loader(), [f"hydra.searchpath=['file://{beside}']"]
 
 
 def single(overrides: Sequence[str], options: Options) -> int:
