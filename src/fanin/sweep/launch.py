@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
+import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -24,6 +25,9 @@ from fanin.sweep.study import Budget
 
 OWN_CONFIG = "config"
 DEFAULT_TRIALS = 20  # of a search that sets no max_trials
+BAD_INPUT = 2  # exit code
+# Hydra 1.4 is of one base, and warns when it is told of another; 1.3 warns when it is not told.
+VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 
 
 def own_task(config: Any) -> None:
