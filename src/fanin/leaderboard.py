@@ -32,8 +32,7 @@ def leaderboard(
         if column not in runs:
             raise unknown("column", column, runs.columns)
     keys = list(by) or ["variant"]
-    complete = runs["diverged"] | (runs["status"].eq("FINISHED") & ~_pruned(runs))
-    runs = runs.assign(complete=complete, **{metric: _counted(runs, metric, direction, classes)})
+    runs = counted(runs, metric=metric, direction=direction, classes=classes)
     groups = runs.groupby(keys, observed=True, dropna=False)
     rows = [dict(zip(keys, key, strict=True)) | _summary(group, metric) for key, group in groups]
     table = pandas.DataFrame(rows, columns=[*keys, *COLUMNS])
@@ -62,8 +61,14 @@ def render_markdown(table: pandas.DataFrame, *, rows: int = 20) -> str:
     return "\n".join([_title(table), "", *lines, *notes])
 
 
-def _counted(runs: pandas.DataFrame, metric: str, direction: str, classes: int) -> pandas.Series:
-    """The metric of each run as it counts: that of a diverged one (or NaN at its end) is a guess's."""
+def counted(runs: pandas.DataFrame, *, metric: str, direction: str, classes: int) -> pandas.DataFrame:
+    """The runs with a column `complete`, and the metric as it counts: that of a diverged run (or one that is
+    not finite at its end) is a guess's, or the worst of the study where there is no such thing."""
+    complete = runs["diverged"] | (runs["status"].eq("FINISHED") & ~_pruned(runs))
+    return runs.assign(complete=complete, **{metric: _values(runs, metric, direction, classes)})
+
+
+def _values(runs: pandas.DataFrame, metric: str, direction: str, classes: int) -> pandas.Series:
     kind = metric.rsplit("/", 1)[-1]
     values = runs[metric].astype(float)
     values = values.where(numpy.isfinite(values))
@@ -120,7 +125,10 @@ def _notes(table: pandas.DataFrame, rows: int) -> list[str]:
     if len(table) and table["n"].max() < 2:
         notes.append("One run a variant: no interval; small differences may be chance (study.replicates).")
     if table["diverged"].any():
-        notes.append("Diverged runs count as a guess would: accuracy 1/classes, loss ln(classes).")
+        kind = table.attrs["metric"].rsplit("/", 1)[-1]
+        rule = "as a guess would: accuracy 1/classes, loss ln(classes)"
+        rule = rule if kind in ("accuracy", "loss") else "as the worst of the others"
+        notes.append(f"Diverged runs count {rule}.")
     if table["unfinished"].any():
         notes.append("Unfinished: killed, failed, pruned or still running; not in the mean.")
     return notes

@@ -109,7 +109,7 @@ class SearchPlan:
             if result is None:
                 self._skipped += 1
             else:
-                self._ended[job.key] = Planned(variant.key, variant.shown, result)
+                self._ended[job.key] = Planned(variant, replicate, result)
 
     def ended(self) -> list[Planned]:
         return list(self._ended.values())
@@ -138,7 +138,7 @@ class SearchPlan:
 
     def _take_in(self, job: Job, result: Outcome) -> float | None:
         assert job.trial is not None
-        self._ended[job.key] = Planned(job.variant.key, job.variant.shown, result)
+        self._ended[job.key] = Planned(job.variant, job.replicate, result)
         if job.trial not in self._trials:
             return None  # another replicate has decided the trial meanwhile
         trial = self._trials[job.trial]

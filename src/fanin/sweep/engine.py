@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fanin.folders import MEMORY, declare_study
 from fanin.provenance import git_commit
 from fanin.sweep.adaptive import SearchPlan
@@ -22,7 +24,7 @@ from fanin.sweep.preview import show_plan
 from fanin.sweep.schedule import Coordinator, Tally
 from fanin.sweep.search import Search
 from fanin.sweep.study import Study, Variant
-from fanin.sweep.summary import summarise
+from fanin.sweep.summary import as_data, summarise
 from fanin.sweep.workers import Pool
 
 FLUSH = 30.0  # seconds the end of a sweep waits for MLflow; `fanin sync` ships what is left
@@ -59,12 +61,15 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
         pool.close()
 
 
-def sweep_foreign(study: Study, pool: Pool, *, options: Options, project: Path) -> int:
-    """Run or resume the sweep of a foreign Hydra program on workers that can call it."""
+def sweep_foreign(
+    study: Study, pool: Pool, *, options: Options, project: Path, best: Path | None = None
+) -> int:
+    """Run or resume the sweep of a foreign Hydra program on workers that can call it. The best point is also
+    written to the file `best` (YAML)."""
     try:
         grid = study.sampler["name"] == "grid"
         variants = grid_of(study) if grid else None
-        return _run(study, variants, pool, options=options, project=project)
+        return _run(study, variants, pool, options=options, project=project, best=best)
     finally:
         pool.close()
 
@@ -118,27 +123,36 @@ def resolution(study: Study, pool: Pool) -> float:
     )
 
 
-def _run(study: Study, variants: list[Variant] | None, pool: Pool, *, options: Options, project: Path) -> int:
+def _run(
+    study: Study,
+    variants: list[Variant] | None,
+    pool: Pool,
+    *,
+    options: Options,
+    project: Path,
+    best: Path | None = None,
+) -> int:
     path = project / MEMORY / study.name
     if options.new and (aside := archive(path)):
         print(f"  the runs so far are put aside as {aside}")
     folder = StudyFolder(path)
     try:
-        folder.admit(study.identity(), extend=options.extend)
+        folder.admit(study.identity(), extend=options.extend, flags=study.flags)
         plan = make_plan(study, variants, folder, extend=options.extend)
         declare(study, folder, project)
         with shipping(study, project) as shipper:
             folder.spool.append("start")
             shipper.nudge(folder.folder)
             tally = coordinate(study, plan, pool, shipper)
-            front = plan.search.front if len(study.objectives) > 1 else ()
-            answer = summarise(study, plan.ended(), tally, front=front)
+            answer = summarise(study, plan.ended(), tally, search=getattr(plan, "search", None))
             status = "KILLED" if tally.ended == "interrupted" else "FINISHED"
             folder.spool.append(
                 "end", status=status, reason=tally.ended, metrics={}, step=0, note=answer.markdown
             )
             shipper.nudge(folder.folder)
             print(answer.text)
+            if best:
+                best.write_text(yaml.safe_dump(as_data(study, answer.best), sort_keys=False))
         return exit_code(tally)
     finally:
         folder.close()
@@ -207,7 +221,9 @@ def describe(result: Outcome, study: Study) -> tuple[str, float]:
     if result.status != "FINISHED":
         return (result.reason or result.status.lower()), float("nan")
     value = value_of(result, study.objective, classes=study.classes)
-    return ("diverged, counts as" if result.metrics.get("diverged") else result.reason or ""), value
+    if result.metrics.get("diverged"):
+        return "diverged, counts as" + " the worst" * (not math.isfinite(value)), value
+    return result.reason or "", value
 
 
 def exit_code(tally: Tally) -> int:

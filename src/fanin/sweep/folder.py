@@ -62,8 +62,11 @@ class StudyFolder:
     def close(self) -> None:
         self.spool.close()
 
-    def admit(self, identity: Mapping[str, Any], *, extend: bool) -> None:
-        """Check the question against the one the folder holds, or write it down as the first."""
+    def admit(
+        self, identity: Mapping[str, Any], *, extend: bool, flags: tuple[str, str] = ("--extend", "--new")
+    ) -> None:
+        """Check the question against the one the folder holds, or write it down as the first. `flags`: what
+        the user writes to extend the study, and to start over."""
         identity = json.loads(json.dumps(identity, default=str))
         path = self.path / "study.json"
         if path.exists():
@@ -72,10 +75,10 @@ class StudyFolder:
             if changes and not extend:
                 raise ConfigError(
                     f"study {self.path.name!r} holds another question:\n  " + "\n  ".join(changes) + "\n"
-                    "  --extend keeps its runs and adds points or replicates; --new puts them aside and starts over"
+                    f"  {flags[0]} keeps its runs and adds points or replicates; {flags[1]} puts them aside and starts over"
                 )
             if changes:
-                check_extension(held, identity)
+                check_extension(held, identity, flag=flags[0])
         write_atomically(path, json.dumps({"identity": identity, "born": self.born}, indent=1))
 
     @property

@@ -89,7 +89,7 @@ class GridPlan:
 
     def ended(self) -> list[Planned]:
         jobs = {key: job for key, job in self._planned.items() if key in self.results}
-        return [Planned(job.variant.key, job.variant.shown, self.results[key]) for key, job in jobs.items()]
+        return [Planned(job.variant, job.replicate, self.results[key]) for key, job in jobs.items()]
 
     @property
     def dropped(self) -> dict[str, str]:

@@ -38,10 +38,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run that has ended, for the summary: its variant, what the swept keys resolve to, and how it ended."""
+    """A run that has ended, for the summary."""
 
-    variant: str
-    shown: Mapping[str, Any]
+    variant: Variant
+    replicate: int
     result: Outcome
 
 

@@ -76,6 +76,13 @@ class Study:
         return [key.lstrip("+") for axis in self.space.axes for key in axis.keys]
 
     @property
+    def flags(self) -> tuple[str, str]:
+        """What the user writes to extend the study, and to start it over."""
+        if self.own:
+            return "--extend", "--new"
+        return "hydra.sweeper.change=extend", "hydra.sweeper.change=new"
+
+    @property
     def pruner_name(self) -> str:
         return str((self.pruner or {}).get("name", "none"))
 
@@ -232,13 +239,13 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", inner
 
 
-def check_extension(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """`--extend` may add points and replicates, nothing else; raises ConfigError with the lines in the way."""
+def check_extension(old: Mapping[str, Any], new: Mapping[str, Any], *, flag: str = "--extend") -> None:
+    """An extension may add points and replicates, nothing else; raises ConfigError with the lines in the way."""
     free = ("space.", "replicates", "racing", "sampler.")
     blocked = [line for line in difference(old, new) if not line.startswith(free)]
     if new["replicates"] < old["replicates"]:
         blocked.append(f"replicates: {old['replicates']} -> {new['replicates']} (can only grow)")
     if blocked:
         raise ConfigError(
-            "--extend adds points and replicates; this changes more:\n  " + "\n  ".join(blocked)
+            f"{flag} adds points and replicates; this changes more:\n  " + "\n  ".join(blocked)
         )

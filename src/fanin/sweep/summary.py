@@ -1,8 +1,10 @@
-"""A sweep's answer: the leaderboard with its intervals, as text for the terminal and as Markdown for MLflow.
+"""A sweep's answer: the leaderboard with its intervals, the best point, and which factor matters, as text for
+the terminal and as Markdown for MLflow.
 
 Made from the spools, so that it is there even when the tracking store is down.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,51 +12,75 @@ from typing import Any
 import pandas
 
 from fanin.leaderboard import leaderboard, render, render_markdown
+from fanin.sweep import factors
 from fanin.sweep.folder import Outcome
-from fanin.sweep.plan import Planned
+from fanin.sweep.plan import Planned, value_of
 from fanin.sweep.schedule import Tally
-from fanin.sweep.study import Study
-from fanin.sweep.trial import Trial
+from fanin.sweep.search import Search
+from fanin.sweep.study import Study, Variant
+
+
+@dataclass(frozen=True)
+class Point:
+    """A variant and its value for each objective, the mean over replicates."""
+
+    variant: Variant
+    scores: tuple[float, ...]
+
+    @property
+    def overrides(self) -> str:
+        """As they are typed on the command line, to every digit."""
+        return " ".join(f"{key}={text}" for key, text in self.variant.values.items())
 
 
 @dataclass(frozen=True)
 class Answer:
+    """`best` has the best point; with several objectives, the Pareto front."""
+
     text: str
     markdown: str
+    best: tuple[Point, ...] = ()
 
 
-def summarise(study: Study, planned: Iterable[Planned], tally: Tally, *, front: Sequence[Trial] = ()) -> Answer:
-    """The question, the leaderboard, the Pareto front of a search with several objectives, and how the sweep ended."""
+def summarise(
+    study: Study, planned: Iterable[Planned], tally: Tally, *, search: Search | None = None
+) -> Answer:
+    """The question, the leaderboard, the best, what matters, and how the sweep ended. `search`: that of an
+    adaptive study."""
+    planned = list(planned)
     table = frame(planned, study)
     head = f"{study.name}: {study.question}" if study.question else study.name
     tail = _ending(tally)
     if table.empty:
-        return Answer(f"\n{head}\n\nNo run has ended yet.\n{tail}", f"## {head}\n\nNo run has ended yet.\n\n{tail}")
-    board = leaderboard(
-        table,
-        metric=study.objective.metric,
-        direction=study.objective.direction,
-        by=[column for column in table.columns if column in study.swept],
-        classes=study.classes or 2,
-    )
-    text = f"\n{head}\n\n{render(board)}\n"
-    markdown = f"## {head}\n\n{render_markdown(board)}\n"
-    if front:
-        text += "\n" + "\n".join(_front_lines(front, study)) + "\n"
-        markdown += "\n```\n" + "\n".join(_front_lines(front, study)) + "\n```\n"
-    return Answer(f"{text}{tail}", f"{markdown}\n{tail}")
+        nothing = "No run has ended yet."
+        return Answer(f"\n{head}\n\n{nothing}\n{tail}", f"## {head}\n\n{nothing}\n\n{tail}")
+    metric, direction, classes = study.objective.metric, study.objective.direction, study.classes or 2
+    by = [column for column in table.columns if column in study.swept]
+    board = leaderboard(table, metric=metric, direction=direction, by=by, classes=classes)
+    best = _front(study, search) if search and len(study.objectives) > 1 else _best(study, planned)
+    found = factors.weigh(table, by=by, metric=metric, direction=direction, classes=classes, search=search)
+    parts = [(render(board), render_markdown(board))]
+    if shown := _shown(study, best):
+        parts.append((shown, f"```\n{shown}\n```"))
+    if found:
+        parts.append((factors.render(found), factors.render_markdown(found)))
+    text, markdown = ("\n\n".join(pieces) for pieces in zip(*parts, strict=True))
+    return Answer(f"\n{head}\n\n{text}\n\n{tail}", f"## {head}\n\n{markdown}\n\n{tail}", best)
 
 
 def frame(planned: Iterable[Planned], study: Study) -> pandas.DataFrame:
-    """One row per run that has ended: the swept keys, status, reason, diverged, seconds, and the objectives."""
-    rows = [_row(one.shown, one.result, study) | {"variant": one.variant} for one in planned]
-    return pandas.DataFrame(rows)
+    """One row per run that has ended: variant and replicate, the swept keys, status, reason, diverged,
+    seconds, and the objectives."""
+    return pandas.DataFrame([_row(one, one.result, study) for one in planned])
 
 
-def _row(shown: Mapping[str, Any], result: Outcome, study: Study) -> dict[str, Any]:
+def _row(one: Planned, result: Outcome, study: Study) -> dict[str, Any]:
+    shown = one.variant.shown
     values = {key: str(value) if isinstance(value, list) else value for key, value in shown.items()}
-    metrics = {o.metric: result.metrics.get(o.metric, float("nan")) for o in study.objectives}
+    metrics = {o.metric: result.metrics.get(o.metric, math.nan) for o in study.objectives}
     return {
+        "variant": one.variant.key,
+        "replicate": one.replicate,
         **values,
         "status": result.status,
         "reason": result.reason,
@@ -64,13 +90,57 @@ def _row(shown: Mapping[str, Any], result: Outcome, study: Study) -> dict[str, A
     }
 
 
-def _front_lines(front: Sequence[Trial], study: Study) -> list[str]:
+def _best(study: Study, planned: Sequence[Planned]) -> tuple[Point, ...]:
+    """The variant with the best mean over its finished runs, the first of equals; none before one has."""
+    values: dict[str, list[float]] = {}
+    for one in planned:
+        if one.result.status == "FINISHED":
+            value = value_of(one.result, study.objective, classes=study.classes)
+            values.setdefault(one.variant.key, []).append(value)
+    means = {key: sum(v) / len(v) for key, v in values.items()}
+    finite = {key: mean for key, mean in means.items() if math.isfinite(mean)}
+    if not finite:
+        return ()
+    best = max(finite, key=lambda key: study.objective.sign * finite[key])
+    variant = next(one.variant for one in planned if one.variant.key == best)
+    return (Point(variant, (finite[best],)),)
+
+
+def _front(study: Study, search: Search) -> tuple[Point, ...]:
+    points = [Point(study.variant(trial.values), trial.scores or ()) for trial in search.front]
+    return tuple(sorted(points, key=lambda point: point.scores))
+
+
+def _shown(study: Study, best: Sequence[Point]) -> str:
+    """The best as overrides: the leaderboard shortens them. A grid's are the very values it was given."""
+    if len(study.objectives) > 1:
+        return "\n".join(_front_lines(study, best)) if best else ""
+    if not best or (study.own and study.sampler["name"] == "grid"):
+        return ""
+    return f"best: {best[0].overrides}"
+
+
+def _front_lines(study: Study, front: Sequence[Point]) -> list[str]:
     names = [objective.metric for objective in study.objectives]
-    lines = [f"Pareto front ({', '.join(f'{o.metric}: {o.direction}' for o in study.objectives)})"]
-    for trial in sorted(front, key=lambda t: t.scores or ()):
-        scores = "  ".join(f"{n} {s:.4g}" for n, s in zip(names, trial.scores or (), strict=True))
-        lines.append(f"  {scores}   " + " ".join(f"{k}={v}" for k, v in trial.values.items()))
+    cells = [[*(f"{score:.4g}" for score in point.scores), point.overrides] for point in front]
+    widths = [max(len(row[i]) for row in [names, *cells]) for i in range(len(names))]
+    directions = ", ".join(f"{o.metric}: {o.direction}" for o in study.objectives)
+    lines = [f"Pareto front ({directions}): {len(front)} points that no other one beats in everything", ""]
+    for row in [[*names, ""], *cells]:
+        numbers = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join(["", *numbers, row[-1]]).rstrip())
     return lines
+
+
+def as_data(study: Study, best: Sequence[Point]) -> Mapping[str, Any]:
+    """The best as plain data, in the shape that Hydra's other sweepers write to optimization_results.yaml."""
+    found = [(dict(point.variant.shown), list(point.scores)) for point in best]
+    if len(study.objectives) > 1:
+        return {"name": "fanin", "solutions": [{"params": p, "values": v} for p, v in found]}
+    if not found:
+        return {"name": "fanin", "best_params": None, "best_value": None}
+    params, values = found[0]
+    return {"name": "fanin", "best_params": params, "best_value": values[0]}
 
 
 def _ending(tally: Tally) -> str:
