@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch._dynamo  # an optimizer's first step imports it: here, the fork server does so once for all workers
 import yaml
 from torch import nn
 
@@ -60,15 +61,15 @@ class Trainer:
         keep_freed_memory()
         self._environment = versions() | {"threads": str(threads)}
         self._prepared: tuple[str, data.Prepared] | None = None
+        self._outlines: dict[str, data.Outline] = {}
 
     def __call__(self, kind: str, payload: Any, channel: Channel) -> Any:
         if kind == "check":
-            return [complaint(config) for config in payload]
+            return [self.complaint(config) for config in payload]
         if kind == "devices":
             return {"device": resolve_device(payload).type, "cuda": torch.cuda.device_count()}
         if kind == "outline":
-            loader, options = _target(payload["data"], "data")
-            return data.check(loader, **options)
+            return self.outline(payload)
         if kind == "fetch":
             loader, options = _target(payload["data"], "data")
             return data.fetch(loader, **options)
@@ -97,6 +98,24 @@ class Trainer:
                 )
                 raise
             log.append("end", **end)
+
+    def complaint(self, config: Mapping[str, Any]) -> str | None:
+        """What is wrong with a configuration, or None: everything is built once, on the meta device."""
+        try:
+            outline = self.outline(config)
+            size = config["data"]["n_train"] or outline.train - config["data"]["val"]
+            build(config, shape=outline.shape, device="meta", train_size=size)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    def outline(self, config: Mapping[str, Any]) -> data.Outline:
+        """What the data of a configuration are like: found out once, since the files are read for it."""
+        key = json.dumps(config["data"], sort_keys=True)
+        if key not in self._outlines:
+            loader, options = _target(config["data"], "data")
+            self._outlines[key] = data.check(loader, **options)
+        return self._outlines[key]
 
     def seconds_per_epoch(self, config: Mapping[str, Any], *, batches: int = 12) -> float:
         """Measured on a few batches, scaled to an epoch."""
@@ -282,18 +301,6 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     hardware = config["hardware"]
     if hardware["compile"] not in COMPILE_MODES:
         raise unknown("hardware.compile", hardware["compile"], COMPILE_MODES)
-
-
-def complaint(config: Mapping[str, Any]) -> str | None:
-    """What is wrong with a configuration, or None: everything is built once, on the meta device."""
-    try:
-        loader, options = _target(config["data"], "data")
-        outline = data.check(loader, **options)
-        size = options["n_train"] or outline.train - options["val"]
-        build(config, shape=outline.shape, device="meta", train_size=size)
-    except ConfigError as error:
-        return str(error)
-    return None
 
 
 def resolve_device(name: str) -> torch.device:
