@@ -47,25 +47,41 @@ def runs(tmp_path):
     return [make_run(study, replicate=replicate) for replicate in range(3)]
 
 
-def test_a_run_is_shipped_at_most_once_per_interval_and_once_more_for_what_came_since(recorder, runs):
-    shipper = Shipper(None, interval=0.2)
-    for _ in range(30):
+def test_the_batches_of_a_run_become_rarer_up_to_a_longest_pause(recorder, runs, monkeypatch):
+    monkeypatch.setattr("fanin.shipper.LONGEST_INTERVAL", 0.2)
+    begin = time.monotonic()
+    shipper = Shipper(None, interval=0.1)
+
+    def shipped_often() -> bool:
         shipper.nudge(runs[0])
-        time.sleep(0.01)
-    wait_until(lambda: len(recorder.calls) == 3)
-    assert shipper.close(5) == []
-    times = [when for _, when in recorder.calls]
-    assert min(b - a for a, b in zip(times, times[1:], strict=False)) >= 0.19
+        return len(recorder.calls) >= 4
+
+    wait_until(shipped_often)
+    shipper.close(5)
+    times = [begin, *(when for _, when in recorder.calls[:4])]
+    pauses = [b - a for a, b in zip(times, times[1:], strict=False)]
+    assert all(pause >= least for pause, least in zip(pauses, [0.1, 0.1, 0.2, 0.2], strict=True))
+
+
+def test_what_has_ended_is_shipped_at_once_and_what_runs_in_its_time(recorder, runs):
+    shipper = Shipper(None, interval=60)
+    shipper.nudge(runs[0])
+    shipper.nudge(runs[1], ended=True)
+    wait_until(lambda: recorder.calls)
+    shipper.nudge(runs[1], ended=True)
+    wait_until(lambda: len(recorder.calls) == 2)
+    assert [name for name, _ in recorder.calls] == 2 * [runs[1].path.name]
+    shipper.close(5)
 
 
 def test_closing_ships_at_once_what_waits(recorder, runs):
     shipper = Shipper(None, interval=60)
-    for _ in range(2):
-        for run in runs:
-            shipper.nudge(run)
-        wait_until(lambda: len(recorder.calls) >= 3)
+    for run in runs:
+        shipper.nudge(run)
+        shipper.nudge(run)
+    assert recorder.calls == []
     assert shipper.close(5) == []
-    assert sorted(name for name, _ in recorder.calls) == sorted(2 * [run.path.name for run in runs])
+    assert sorted(name for name, _ in recorder.calls) == sorted(run.path.name for run in runs)
 
 
 def test_a_store_that_is_down_is_tried_again_with_growing_pauses(recorder, runs, monkeypatch):

@@ -5,10 +5,12 @@ import time
 from pathlib import Path
 
 from fanin.folders import Folder
-from fanin.shipping import ship
+from fanin.shipping import ship, unshipped
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
-INTERVAL = 1.0  # s between two batches of a run: a batch costs the store much the same whatever its size
+# s until a run's first batch, and between its first two; doubled after each, up to the longest. A batch costs
+# the store much the same whatever its size, so a short run is shipped in one.
+INTERVAL, LONGEST_INTERVAL = 1.0, 5.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # s until the next try of a store that is down; doubled each time
 
 
@@ -24,6 +26,7 @@ class Shipper:
         self._interval = interval
         self._due: dict[Path, float] = {}  # folder -> when to ship it, monotonic seconds
         self._earliest: dict[Path, float] = {}  # folder -> when it may be due again
+        self._intervals: dict[Path, float] = {}  # folder -> s until it may be due after the next batch
         self._refused: dict[Path, str] = {}  # folder -> why
         self._busy: Path | None = None  # what is being shipped right now
         self._down = ""  # why the store cannot be reached
@@ -33,11 +36,18 @@ class Shipper:
         self._thread = threading.Thread(target=self._work, name="shipper", daemon=True)
         self._thread.start()
 
-    def nudge(self, folder: Folder) -> None:
-        """Say that the folder's spool has grown. Cheap: call it after every record."""
+    def nudge(self, folder: Folder, *, ended: bool = False) -> None:
+        """Say that the folder's spool has grown. Cheap: call it after every record. What has ended is shipped
+        at once: there is nothing more to wait for."""
         with self._changed:
-            self._due.setdefault(folder.path, self._earliest.get(folder.path, 0.0))
+            earliest = self._earliest.setdefault(folder.path, time.monotonic() + self._interval)
+            self._due[folder.path] = 0.0 if ended else self._due.get(folder.path, earliest)
             self._changed.notify()
+
+    def catch_up(self, study: Folder) -> None:
+        """Ship what earlier sessions left in the spools of a study, the study first."""
+        for folder in unshipped(study, uri=self._tracker.uri):
+            self.nudge(folder, ended=True)
 
     @property
     def status(self) -> str:
@@ -106,7 +116,9 @@ class Shipper:
         with self._changed:
             self._busy, self._down = None, ""
             self._pause, self._resume = FIRST_PAUSE, 0.0
-            self._earliest[path] = time.monotonic() + (LONGEST_PAUSE if refused else self._interval)
+            interval = self._intervals.get(path, self._interval)
+            self._intervals[path] = min(2 * interval, max(self._interval, LONGEST_INTERVAL))
+            self._earliest[path] = time.monotonic() + (LONGEST_PAUSE if refused else interval)
             self._refused.pop(path, None)
             if refused:
                 self._refused[path] = refused

@@ -6,7 +6,7 @@ looked for by its tags before it is created; a param is logged only where it is 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,14 @@ from fanin.spool import Digest, Record, Spool, SpoolBusy
 from fanin.tracking import TrackedRun, Tracker, TrackingDown, TrackingForgot, TrackingRefused
 
 IDENTITY = ("fanin.study", "fanin.run", "mlflow.parentRunId")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a run's store does not have yet."""
+
+    params: Mapping[str, str]
+    points: list[points.Point]
 
 
 def ship(folder: Folder, *, tracker: Tracker) -> bool:
@@ -33,6 +41,14 @@ def ship(folder: Folder, *, tracker: Tracker) -> bool:
             folder.study.forget()
             folder.forget()
             return _ship(folder, tracker)
+
+
+def unshipped(study: Folder, *, uri: str) -> Iterator[Folder]:
+    """The study and those of its runs of whose spools the store at `uri` has not everything."""
+    for path in [study.spool, *sorted(study.path.glob("runs/*/spool.jsonl"))]:
+        folder = Folder(path.parent)
+        if path.exists() and folder.shipped(uri).offset != path.stat().st_size:
+            yield folder
 
 
 def _ship(folder: Folder, tracker: Tracker) -> bool:
@@ -51,14 +67,18 @@ def _send(folder: Folder, tracker: Tracker, shipped: Shipped, records: Sequence[
     whole, _ = spool.read(folder.spool)
     history = spool.digest(whole)
     description = _describe(folder, tracker)
+    missing: Mapping[str, str] = {}
     if not shipped.run:
-        shipped = _open(folder, tracker, shipped, description, started=whole[0]["time"])
-    fresh = points.epoch_points(records)
+        known = _open(folder, tracker, shipped, description, started=whole[0]["time"])
+        shipped = replace(shipped, run=known.id, status=known.status)
+        missing = {key: value for key, value in description.params.items() if key not in known.params}
+    fresh = Batch(missing, points.epoch_points(records))
     if history.end:
         return _send_end(folder, tracker, shipped, description, whole, fresh)
     if shipped.status != "RUNNING":  # a run that had ended was resumed
         tracker.reopen(shipped.run)
-    tracker.log(shipped.run, points=fresh, tags={} if shipped.status == "RUNNING" else {"fanin.reason": ""})
+    tags = {} if shipped.status == "RUNNING" else {"fanin.reason": ""}
+    tracker.log(shipped.run, params=fresh.params, points=fresh.points, tags=tags)
     return replace(shipped, status="RUNNING")
 
 
@@ -68,13 +88,13 @@ def _send_end(
     shipped: Shipped,
     description: Description,
     whole: Sequence[Record],
-    fresh: list[points.Point],
+    fresh: Batch,
 ) -> Shipped:
     history = spool.digest(whole)
     assert history.end
     _upload(folder, tracker, shipped.run, description)
-    fresh = fresh + points.best_points(history) + points.end_points(whole, history)
-    tracker.log(shipped.run, points=fresh, tags=_end_tags(history))
+    last = points.best_points(history) + points.end_points(whole, history)
+    tracker.log(shipped.run, params=fresh.params, points=fresh.points + last, tags=_end_tags(history))
     tracker.end(shipped.run, status=history.end["status"], time=history.end["time"])
     if shipped.doubtful:
         _remove_doubles(folder, tracker, shipped.run, description)
@@ -95,25 +115,18 @@ def _describe(folder: Folder, tracker: Tracker) -> Description:
 
 def _open(
     folder: Folder, tracker: Tracker, shipped: Shipped, description: Description, *, started: int
-) -> Shipped:
+) -> TrackedRun:
     """Find the run, else create it: neither a crash nor a lost reply may make a second one."""
     known = _find(folder, tracker, description)
     if known:
-        run = known[0]
-    else:
-        if folder != folder.study:
-            tracker.check(description.tags["mlflow.parentRunId"])
-        folder.remember(replace(shipped, doubtful=True))
-        if folder == folder.study:
-            tracker.arrange(folder.path.name, folder.spec())
-        created = tracker.create(folder.study.path.name, description, started=started)
-        run = TrackedRun(created, "RUNNING", frozenset(), True)
-    missing = {key: value for key, value in description.params.items() if key not in run.params}
-    if missing:
-        tracker.log(run.id, params=missing)
-    shipped = replace(shipped, run=run.id, status=run.status)
-    folder.remember(shipped)
-    return shipped
+        return known[0]
+    if folder != folder.study:
+        tracker.check(description.tags["mlflow.parentRunId"])
+    folder.remember(replace(shipped, doubtful=True))
+    if folder == folder.study:
+        tracker.arrange(folder.path.name, folder.spec())
+    created = tracker.create(folder.study.path.name, description, started=started)
+    return TrackedRun(created, "RUNNING", frozenset(), True)
 
 
 def _find(folder: Folder, tracker: Tracker, description: Description) -> list[TrackedRun]:
