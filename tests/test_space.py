@@ -250,7 +250,7 @@ def test_a_grid_that_cannot_be_listed_is_refused_when_it_is_asked_for(
 @pytest.mark.parametrize(
     ("params", "settings", "message"),
     [
-        ({"a": "choice(1,"}, {}, "a: not in Hydra's override grammar"),
+        ({"a": "choice(1,"}, {}, "a: .* is not in Hydra's override grammar"),
         ({"a": "1,1.0,1"}, {}, "a: the choices must differ.*'1'"),
         ({"a": []}, {}, "hydra.sweeper.params.a: .*at least one"),
         ({"a": {"low": 0, "high": 1}}, {}, "hydra.sweeper.params.a: .*override grammar"),

@@ -8,7 +8,8 @@ import json
 import os
 import pkgutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ import yaml
 from torch import nn
 
 from fanin import data, initializers, models, optimizers, pictures, regularizers, schedulers
+from fanin.blame import blaming, describe
 from fanin.checkpoint import Progress, capture, restore
 from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import Evaluation, evaluate
@@ -27,7 +29,7 @@ from fanin.memory import keep_freed_memory
 from fanin.provenance import versions
 from fanin.randomness import Streams
 from fanin.spool import Spool
-from fanin.stats import LayerStats
+from fanin.stats import LAYERS, STATISTICS, LayerStats
 from fanin.train import batch_sizes, fit
 from fanin.train import check as check_training
 
@@ -71,8 +73,8 @@ class Trainer:
         if kind == "outline":
             return self.outline(payload)
         if kind == "fetch":
-            loader, options = _target(payload["data"], "data")
-            return data.fetch(loader, **options)
+            with part(payload, "data") as (loader, options):
+                return data.fetch(loader, **options)
         if kind == "estimate":
             return self.seconds_per_epoch(payload)
         assert kind == "run", kind
@@ -104,7 +106,8 @@ class Trainer:
         try:
             outline = self.outline(config)
             size = config["data"]["n_train"] or outline.train - config["data"]["val"]
-            build(config, shape=outline.shape, device="meta", train_size=size)
+            parts = build(config, shape=outline.shape, device="meta", train_size=size)
+            check_metrics(config, parts.model)
         except ConfigError as error:
             return str(error)
         return None
@@ -113,8 +116,8 @@ class Trainer:
         """What the data of a configuration are like: found out once, since the files are read for it."""
         key = json.dumps(config["data"], sort_keys=True)
         if key not in self._outlines:
-            loader, options = _target(config["data"], "data")
-            self._outlines[key] = data.check(loader, **options)
+            with part(config, "data") as (loader, options):
+                self._outlines[key] = data.check(loader, **options)
         return self._outlines[key]
 
     def seconds_per_epoch(self, config: Mapping[str, Any], *, batches: int = 12) -> float:
@@ -222,8 +225,8 @@ class Trainer:
         )
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = None  # free the old data before the new is loaded
-            loader, options = _target(config["data"], "data")
-            prepared = data.prepare(data.load(loader, **options), scale=options["scale"], device=device)
+            with part(config, "data") as (loader, options):
+                prepared = data.prepare(data.load(loader, **options), scale=options["scale"], device=device)
             self._prepared = key, prepared
         options = config["data"]
         streams = Streams(config["seed"], config["replicate"])
@@ -239,10 +242,9 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
     streams = Streams(config["seed"], config["replicate"])
     regularizer = regularizers.build(**config["regularization"])
     model = build_model(config, shape=shape, device=device, streams=streams)
-    factory, options = _target(config["optimizer"], "optimizer")
-    optimizer = optimizers.build(
-        factory, model.parameters(), weight_decay=config["regularization"]["weight_decay"], **options
-    )
+    weight_decay = config["regularization"]["weight_decay"]
+    with part(config, "optimizer") as (factory, options):
+        optimizer = optimizers.build(factory, model.parameters(), weight_decay=weight_decay, **options)
     sizes = {"batch_size": config["batch_size"], "batch": config["optimizer"]["batch"]}
     check_training(
         model,
@@ -252,9 +254,11 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
         device=str(resolve_device(config["hardware"]["device"])),
         **sizes,
     )
-    factory, options = _target(config["scheduler"], "scheduler")
     steps = len(batch_sizes(train_size, **sizes))
-    schedule = schedulers.build(factory, optimizer, epochs=config["epochs"], steps_per_epoch=steps, **options)
+    with part(config, "scheduler") as (factory, options):
+        schedule = schedulers.build(
+            factory, optimizer, epochs=config["epochs"], steps_per_epoch=steps, **options
+        )
     return Parts(model, optimizer, schedule, regularizer, streams)
 
 
@@ -263,24 +267,22 @@ def build_model(
 ) -> nn.Module:
     """The initialized model, drawn on the CPU and moved to `device`, so that every device starts from the same weights."""
     regularization = config["regularization"]
-    factory, options = _target(config["model"], "model")
-    torch.manual_seed(
-        streams.derive("init", "constructor")
-    )  # for what a user's class draws while it is built
+    torch.manual_seed(streams.derive("init", "constructor"))  # a user's class may draw while it is built
     meta = str(device) == "meta"
     make = models.draft if meta else models.build
-    model = make(
-        factory,
-        in_shape=tuple(shape),
-        classes=config["data"]["classes"],
-        norm=regularization["norm"],
-        dropout=regularization["dropout"],
-        options=options,
-    )
-    function, options = _target(config["initializer"], "initializer")
-    require("bias" in options, "initializer.bias", "must be zeros, torch_default or a number", None)
-    bias = options.pop("bias")
-    initializers.initialize(model, weight=initializers.bind(function, options), bias=bias, streams=streams)
+    with part(config, "model") as (factory, options):
+        model = make(
+            factory,
+            in_shape=tuple(shape),
+            classes=config["data"]["classes"],
+            norm=regularization["norm"],
+            dropout=regularization["dropout"],
+            options=options,
+        )
+    with part(config, "initializer") as (function, options):
+        bias = options.pop("bias")
+        weight = initializers.bind(function, options)
+        initializers.initialize(model, weight=weight, bias=bias, streams=streams)
     if not meta:
         model = model.to(device)
         models.seed_dropout(model, streams)
@@ -310,6 +312,19 @@ def resolve_device(name: str) -> torch.device:
         return torch.device(next(device for device, available in there.items() if available))
     if name not in there:
         raise unknown("hardware.device", name, ["auto", *there])
+def check_metrics(config: Mapping[str, Any], model: nn.Module) -> None:
+    """A study may be judged by a statistic of a layer, `weight/layers.0/std`, if there is that one."""
+    metric = config["study"]["metric"]
+    layers = [path for path, module in model.named_modules() if isinstance(module, LAYERS)]
+    for key in metric if isinstance(metric, list) else [metric]:
+        kind, _, rest = key.partition("/")
+        if kind in STATISTICS:
+            require(config["stats"] != "off", "study.metric", "is not measured with stats=off", key)
+            known = [f"{kind}/{layer}/{name}" for layer in layers for name in STATISTICS[kind]]
+            if key not in known:
+                raise unknown("study.metric", key, known)
+
+
     require(
         there[name],
         "hardware.device",
@@ -319,17 +334,20 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _target(group: Mapping[str, Any], name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """The callable a group names, and its arguments."""
-    options = dict(group)
+@contextmanager
+def part(config: Mapping[str, Any], group: str) -> Iterator[tuple[Callable[..., Any], dict[str, Any]]]:
+    """The callable a group of the configuration names, and its arguments, to be called in the `with`: what a
+    user's own then raises is a ConfigError."""
+    options = dict(config[group])
     path = options.pop("_target_", None)
-    require(isinstance(path, str), f"{name}._target_", "must name a callable", path)
+    require(isinstance(path, str), f"{group}._target_", "must name a callable", path)
     try:
         target = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name}._target_: cannot import {path!r}: {error}") from error
-    require(callable(target), f"{name}._target_", "must name a callable", path)
-    return target, options
+    except Exception as error:  # importing runs a user's module, which may raise anything
+        raise ConfigError(f"{group}._target_: cannot import {path!r}: {describe(error)}") from error
+    require(callable(target), f"{group}._target_", "must name a callable", path)
+    with blaming(group, target):
+        yield target, options
 
 
 def save(path: Path, state: Any) -> None:

@@ -31,7 +31,11 @@ def check_options(
     if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
         for name in options:
             if name not in named:
-                raise unknown(group, name, [name for name in named if name not in supplied])
+                own = [name for name in named if name not in supplied]
+                out = f"~{group}.{name} leaves it out"
+                if not own:
+                    raise ConfigError(f"{group}.{name}: {label(function)} takes no options; {out}")
+                raise ConfigError(f"{unknown(group, name, own)} (of {label(function)}; {out})")
     required = [p.name for p in parameters if p.kind in NAMED and p.default is Parameter.empty]
     for name in required:
         if name not in options and name not in supplied:

@@ -42,6 +42,13 @@ ACTIVATIONS = (
     *RECTIFIERS, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
     nn.Softplus, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign,
 )  # fmt: skip
+STATISTICS = {
+    "weight": ("mean", "std", "absmax", "norm", "spectral_norm", "stable_rank", "sparsity"),
+    "grad": ("norm",),
+    "update": ("ratio",),
+    "activation": ("mean", "std", "dead", "saturated"),
+    "signal": ("forward_gain", "backward_gain"),
+}
 SPARSE = 1e-8
 SELU_PLATEAU = 1.0507009873554805 * 1.6732632423543772  # scale * alpha of Klambauer et al. 2017
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from fanin.errors import unknown
+from fanin.errors import require, unknown
 from fanin.initializers.closed_form import fans, fill, require_number, symmetric_uniform
 from fanin.randomness import Streams
-from fanin.signatures import accepts, check_options
+from fanin.signatures import accepts, check_options, label
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -23,7 +23,10 @@ def bind(function: Callable[..., None], options: Mapping[str, object]) -> Callab
 
     Raises ConfigError for an option that the function does not have, or that it lacks.
     """
-    tensor = next(iter(signature(function).parameters))
+    tensor = next(iter(signature(function).parameters), None)
+    rule = "must take the weight, to be filled in place, as its first argument"
+    require(tensor, "initializer._target_", rule, label(function))
+    assert tensor
     check_options(function, options, group="initializer", supplied=(tensor, "generator"))
     return partial(function, **options)
 

@@ -23,9 +23,19 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from fanin.errors import ConfigError, nearest, unknown
+from fanin.sweep.grammar import malformed
 from fanin.sweep.keys import check_keys, dotted
 
 LISTS = ("regularization",)  # groups of which several choices hold at once
+SWEEPER = (
+    "params",
+    "sampler",
+    "pruner",
+    "max_trials",
+    "max_epochs",
+    "timeout",
+    "target",
+)  # what a study sets of it
 
 
 @dataclass(frozen=True)
@@ -67,12 +77,11 @@ class Composer:
             config = copy.deepcopy(base)
             for override in plain:
                 _lay_over(config, override)
-            resolved = OmegaConf.to_container(config, resolve=self.own, throw_on_missing=True)
-        assert isinstance(resolved, dict)
+            resolved = _plain(config, resolve=self.own, complete=True)
         if self.own:
             check_keys(resolved, default=self._default, added=[o.key_or_group for o in parsed if o.is_add()])
             choices = _named(choices, resolved)
-        return Composition(config={str(k): v for k, v in resolved.items()}, choices=choices)
+        return Composition(config=resolved, choices=choices)
 
     def is_group(self, key: str) -> bool:
         if key not in self._groups:
@@ -80,7 +89,7 @@ class Composer:
         return self._groups[key]
 
     def options(self, group: str) -> list[str]:
-        return list(self.loader.get_group_options(group))
+        return [str(name) for name in self.loader.get_group_options(group)]
 
     @property
     def groups(self) -> list[str]:
@@ -125,7 +134,7 @@ class Composer:
         )
         choices = {k: str(v) for k, v in config.hydra.runtime.choices.items() if not k.startswith("hydra/")}
         choices.pop("sweeps", None)
-        config = OmegaConf.masked_copy(config, [k for k in config if k != "hydra"])
+        config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         OmegaConf.set_struct(config, True)
         return config, choices
 
@@ -146,20 +155,20 @@ def _check_kind(key: str, old: Any, value: Any) -> None:
     elif isinstance(old, int | float) and isinstance(value, bool | str | list | dict):
         raise ConfigError(f"{key}: must be a number, got {value!r}")
     elif isinstance(old, DictConfig) and old and not isinstance(value, dict):
-        keys = ", ".join(f"{key}.{name}" for name in old)
+        keys = ", ".join(f"{key}.{name!s}" for name in _plain(old))
         raise ConfigError(f"{key}: is set by its keys ({keys}), got {value!r}")
 
 
-def _named(choices: dict[str, str], config: dict[Any, Any]) -> dict[str, str]:
-    """A list choice (`regularization=[dropout,batchnorm]`) has no name in Hydra; here it is: batchnorm+dropout."""
+def _named(choices: dict[str, str], config: dict[str, Any]) -> dict[str, str]:
+    """A list choice, `regularization=[dropout,batchnorm]`, has no name in Hydra; here: batchnorm+dropout."""
     applied = (config.get("regularization") or {}).get("applied")
     if not isinstance(applied, dict):
         return choices
     return {**choices, "regularization": "+".join(sorted(applied)) or "none"}
 
 
-def _plain(config: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(config)
+def _plain(config: DictConfig, *, resolve: bool = False, complete: bool = False) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=complete)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -181,18 +190,6 @@ def friendly_errors(composer: Composer) -> Iterator[None]:
         raise _composition_error(error, composer) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise _unreadable(error) from error
-
-
-def malformed(line: str, error: Exception) -> ConfigError:
-    """What is no override at all."""
-    key, equals, value = line.partition("=")
-    if not equals or not key:
-        return ConfigError(f"{line}: an override is key=value, as in epochs=20")
-    reason = _first_line(error.__cause__ or error)
-    return ConfigError(
-        f"{key}: {value!r} cannot be read ({reason}); lists are [a,b], a text with special characters needs "
-        f"quotes inside the shell's: '{key}=\"...\"'"
-    )
 
 
 def _missing_choice(error: MissingConfigException, composer: Composer) -> ConfigError:
@@ -225,6 +222,10 @@ def _composition_error(error: Exception, composer: Composer) -> ConfigError:
     merged = re.match(r"Error merging override \+*([^=]+)=", text)
     if merged:
         return ConfigError(f"{merged.group(1)}: {_first_line(error.__cause__ or error)}")
+    composing = re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)", text)
+    if composing:
+        key = getattr(error.__cause__, "full_key", None)
+        return ConfigError(f"{composing.group(1)}.yaml: {f'{key}: ' if key else ''}{composing.group(2)}")
     return ConfigError(_first_line(error))
 
 
@@ -239,19 +240,19 @@ def _unreadable(error: yaml.YAMLError | UnicodeDecodeError) -> ConfigError:
 def unknown_key(key: str, composer: Composer) -> ConfigError:
     """No such key: suggest the nearest one at the same place, then one of that name anywhere."""
     if key.startswith("hydra."):
-        return ConfigError(f"{key}: no such key among Hydra's own settings")
+        return ConfigError(
+            f"{key}: no such key among Hydra's settings; hydra.sweeper has {', '.join(SWEEPER)}"
+        )
     known = composer.known_keys()
     parent, _, name = key.rpartition(".")
-    siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    close = [k for k in known if k.rpartition(".")[2] == name] or [nearest(key, siblings or known)]
-    hint = f"; did you mean {' or '.join(close)}?" if close[0] else ""
-    here = (
-        f"; {parent or 'the root'} has {', '.join(k.rpartition('.')[2] for k in siblings)}"
-        if siblings
-        else ""
-    )
+    here = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
+    close = [k for k in known if k.rpartition(".")[2] == name]
+    if not close and (near := nearest(name, here)):
+        close = [f"{parent}.{near}".lstrip(".")]
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    there = f"; {parent or 'the root'} has {', '.join(here)}" if here else ""
     new = f" (+{key}=... adds an argument)" if f"{parent}._target_" in known else ""
-    return ConfigError(f"{key}: no such key{hint}{here}{new}")
+    return ConfigError(f"{key}: no such key{hint}{there}{new}")
 
 
 def _first_line(error: BaseException) -> str:

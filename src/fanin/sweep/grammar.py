@@ -37,7 +37,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from fanin.errors import ConfigError, require, unknown
-from fanin.sweep.space import Axis, Space, bare
+from fanin.sweep.space import LIMIT, Axis, Space, bare
 from fanin.sweep.structure import condition_axes, order, zip_axes
 
 PARAMS = "hydra.sweeper.params"
@@ -119,11 +119,22 @@ def _parse(parser: OverridesParser, line: str) -> Override:
     try:
         (override,) = parser.parse_overrides([line])
     except (HydraException, ValueError) as error:
-        reason = " ".join(str(error.__cause__ or error).split("\n")[0].split())
-        raise ConfigError(f"{_key_of(line)}: not in Hydra's override grammar: {line!r} ({reason})") from error
+        raise malformed(line, error) from error
     if override.is_sweep_override() and override.is_hydra_override():
         raise ConfigError(f"{override.key_or_group}: Hydra's own settings hold for all runs, cannot be swept")
     return override
+
+
+def malformed(line: str, error: Exception) -> ConfigError:
+    """What `line` should have been, when Hydra cannot read it as an override."""
+    key, equals, value = line.partition("=")
+    if not equals or not key:
+        return ConfigError(f"{line}: an override is key=value, as in epochs=20")
+    reason = " ".join(str(error.__cause__ or error).split("\n")[0].split())
+    return ConfigError(
+        f"{key}: {value!r} is not in Hydra's override grammar ({reason}): a list is [a,b], and a text with "
+        f"special characters needs quotes of its own, {key}='...', inside those of the shell"
+    )
 
 
 def _axis(override: Override, *, seed: int) -> Axis:
@@ -183,8 +194,11 @@ def _range(key: str, sweep: RangeSweep, *, log: bool, seed: int) -> Axis:
     whole = all(isinstance(number, int) for number in bounds)
     # In decimals, as written: 0.1 + 0.2 is 0.3 here, and range(0,1,0.1) has ten values.
     start, stop, step = (Decimal(repr(number)) for number in bounds)
-    numbers = [start + i * step for i in range(math.ceil((stop - start) / step))]
-    require(numbers, key, "a range must not be empty", text)
+    count = math.ceil((stop - start) / step)
+    require(count > 0, key, "a range must not be empty", text)
+    rule = f"has {count:,} values, more than {LIMIT:,}; a search takes int(interval(low,high)), a grid fewer"
+    require(count <= LIMIT, key, rule, text)
+    numbers = [start + i * step for i in range(count)]
     rule = "a logarithmic range has whole numbers above 0 and step 1 (or use an interval)"
     require(not log or (whole and step == 1 and start > 0), key, rule, text)
     values = [str(int(number)) if whole else repr(float(number)) for number in numbers]

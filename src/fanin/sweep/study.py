@@ -137,38 +137,28 @@ class Study:
 
 
 def objectives(metric: Any, direction: Any) -> tuple[Objective, ...]:
-    """`study.metric` and `study.direction`, each one value or a list of equal length."""
+    """`study.metric` and `study.direction`, each one value or a list of equal length. Raises ConfigError."""
     metrics = metric if isinstance(metric, list) else [metric]
     directions = direction if isinstance(direction, list) else [direction] * len(metrics)
-    require(
-        len(metrics) == len(directions),
-        "study.direction",
-        f"one direction for each of the {len(metrics)} metrics",
-        direction,
-    )
-    for one in directions:
-        if one not in ("maximize", "minimize"):
-            raise unknown("study.direction", one, ["maximize", "minimize"])
-    for one in metrics:
-        head = str(one).partition("/")[0]
-        if head not in (
-            "train",
-            "val",
-            "test",
-            "seconds",
-            "weight",
-            "grad",
-            "update",
-            "activation",
-            "signal",
-        ):
-            raise unknown("study.metric", one, KNOWN_METRICS)
-    return tuple(Objective(str(m), str(d)) for m, d in zip(metrics, directions, strict=True))
+    rule = f"one direction for each of the {len(metrics)} metrics"
+    require(metrics and len(metrics) == len(directions), "study.direction", rule, direction)
+    pairs = zip(map(str, metrics), directions, strict=True)
+    return tuple(Objective(one, _direction(one, wanted)) for one, wanted in pairs)
 
 
-KNOWN_METRICS = [f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")] + [
-    "seconds"
-]
+def _direction(metric: str, wanted: Any) -> str:
+    """The direction of a metric: the one that is `wanted`, unless it is the wrong way round."""
+    if metric not in PLAIN and metric.partition("/")[0] not in LAYERED:
+        raise unknown("study.metric", metric, PLAIN)
+    better = BETTER.get(metric.rpartition("/")[2]) if metric in PLAIN else None
+    if wanted is None:
+        require(better, "study.direction", f"must be maximize or minimize for {metric}", None)
+        return str(better)
+    if wanted not in ("maximize", "minimize"):
+        raise unknown("study.direction", wanted, ["maximize", "minimize"])
+    rule = f"{metric} is better the other way ({better}, or null)"
+    require(better in (None, wanted), "study.direction", rule, wanted)
+    return str(wanted)
 
 
 def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:

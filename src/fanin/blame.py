@@ -1,0 +1,41 @@
+"""Whose fault an exception is: what a user's own class or function raises is bad input, with its line."""
+
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fanin.errors import ConfigError
+from fanin.signatures import label
+
+
+@contextmanager
+def blaming(key: str, function: Callable[..., Any]) -> Iterator[None]:
+    """What `function`, which config key `key` names, raises inside is raised as a ConfigError.
+
+    Of our own functions only a ConfigError is bad input; anything else is a bug of ours, and passes as it is.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        if (getattr(function, "__module__", None) or "").startswith("fanin."):
+            raise
+        raise ConfigError(f"{key}: {label(function)} raised {describe(error)}") from error
+
+
+def describe(error: Exception) -> str:
+    """The exception in one line, with the last line of the project's own code that it passed."""
+    text = " ".join(str(error).split())
+    here = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    where = f" ({Path(here[-1].filename).name}, line {here[-1].lineno})" if here else ""
+    if isinstance(error, SyntaxError):  # says itself where it is
+        where = ""
+    return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
+
+
+def _is_users(file: str) -> bool:
+    path = Path(file)
+    return Path.cwd() in path.parents and "site-packages" not in path.parts
