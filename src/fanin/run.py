@@ -305,13 +305,6 @@ def check_numbers(config: Mapping[str, Any]) -> None:
         raise unknown("hardware.compile", hardware["compile"], COMPILE_MODES)
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` is cuda, else mps, else cpu; raises ConfigError for a device this machine has not."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(device for device, available in there.items() if available))
-    if name not in there:
-        raise unknown("hardware.device", name, ["auto", *there])
 def check_metrics(config: Mapping[str, Any], model: nn.Module) -> None:
     """A study may be judged by a statistic of a layer, `weight/layers.0/std`, if there is that one."""
     metric = config["study"]["metric"]
@@ -332,6 +325,13 @@ def check_metrics(config: Mapping[str, Any], model: nn.Module) -> None:
         name,
     )
     return torch.device(name)
+def resolve_device(name: str) -> torch.device:
+    """`auto` is cuda, else mps, else cpu; raises ConfigError for a device this machine has not."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, available in there.items() if available))
+    if name not in there:
+        raise unknown("hardware.device", name, ["auto", *there])
 
 
 @contextmanager
