@@ -318,13 +318,6 @@ def check_metrics(config: Mapping[str, Any], model: nn.Module) -> None:
                 raise unknown("study.metric", key, known)
 
 
-    require(
-        there[name],
-        "hardware.device",
-        f"this machine has no {name} that torch {torch.__version__} can use",
-        name,
-    )
-    return torch.device(name)
 def resolve_device(name: str) -> torch.device:
     """`auto` is cuda, else mps, else cpu; raises ConfigError for a device this machine has not."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -332,6 +325,13 @@ def resolve_device(name: str) -> torch.device:
         return torch.device(next(device for device, available in there.items() if available))
     if name not in there:
         raise unknown("hardware.device", name, ["auto", *there])
+    require(
+        there[name],
+        "hardware.device",
+        f"this machine has no {name} that torch {torch.__version__} can use",
+        name,
+    )
+    return torch.device(name)
 
 
 @contextmanager

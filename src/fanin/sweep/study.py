@@ -136,6 +136,11 @@ class Study:
         }
 
 
+PLAIN = [f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")] + ["seconds"]
+LAYERED = ("weight", "grad", "update", "activation", "signal")  # of a layer: run.py knows which there are
+BETTER = {"accuracy": "maximize", "loss": "minimize", "seconds": "minimize"}
+
+
 def objectives(metric: Any, direction: Any) -> tuple[Objective, ...]:
     """`study.metric` and `study.direction`, each one value or a list of equal length. Raises ConfigError."""
     metrics = metric if isinstance(metric, list) else [metric]
