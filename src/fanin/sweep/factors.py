@@ -1,6 +1,6 @@
 """Which factor matters: a study's short answer, from its runs alone.
 
-A complete grid is split exactly (importance.anova). Whatever else has enough variants, a search above all,
+A complete grid is split exactly (variance.anova). Whatever else has enough variants, a search above all,
 is asked in which factors its best variants differ from the rest (importance.ped_anova). Diverged runs count
 as in the leaderboard.
 """
@@ -14,7 +14,8 @@ import pandas as pd
 
 from fanin.errors import ConfigError
 from fanin.leaderboard import counted
-from fanin.sweep.importance import anova, ped_anova, ped_anova_of
+from fanin.sweep.importance import ped_anova, ped_anova_of
+from fanin.variance import anova
 
 if TYPE_CHECKING:
     from fanin.sweep.search import Search
