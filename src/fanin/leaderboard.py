@@ -44,20 +44,20 @@ def leaderboard(
 
 def render(table: pandas.DataFrame, *, width: int = 100, rows: int = 20) -> str:
     """The best `rows` variants as plain text of at most `width` columns."""
-    cells = _cells(table.head(rows))
+    cells = tabulate(table.head(rows))
     widths = _fit([max(map(len, column)) for column in zip(*cells, strict=True)], width)
     lines = [_line(row, widths, names=len(_keys(table))) for row in cells]
     lines.insert(1, "  ".join("-" * size for size in widths))
-    return "\n".join([_title(table), "", *lines, "", *_notes(table, rows)]).rstrip()
+    return "\n".join([_title(table), "", *lines, "", *remarks(table, rows)]).rstrip()
 
 
 def render_markdown(table: pandas.DataFrame, *, rows: int = 20) -> str:
     """The same for MLflow's description of a run and for pull requests."""
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _cells(table.head(rows))]
+    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in tabulate(table.head(rows))]
     names = len(_keys(table))
     rule = ["---:"] + ["---"] * names + ["---:"] * (len(head) - names - 1)
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
-    notes = [note for line in _notes(table, rows) for note in ("", line)]
+    notes = [note for line in remarks(table, rows) for note in ("", line)]
     return "\n".join([_title(table), "", *lines, *notes])
 
 
@@ -117,7 +117,7 @@ def _title(table: pandas.DataFrame) -> str:
     return f"{table.attrs['metric']} ({best} is better): mean and 95 % interval over n replicates"
 
 
-def _notes(table: pandas.DataFrame, rows: int) -> list[str]:
+def remarks(table: pandas.DataFrame, rows: int) -> list[str]:
     """What a reader must know to read the numbers right."""
     notes = []
     if len(table) > rows:
@@ -134,7 +134,7 @@ def _notes(table: pandas.DataFrame, rows: int) -> list[str]:
     return notes
 
 
-def _cells(table: pandas.DataFrame) -> list[list[str]]:
+def tabulate(table: pandas.DataFrame) -> list[list[str]]:
     """The head and a row of texts per variant; columns that say nothing are left out."""
     counts = [column for column in ("diverged", "unfinished") if table[column].any()]
     digits = _digits(table["mean"])

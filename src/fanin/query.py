@@ -90,22 +90,24 @@ def studies(*, project: str | Path = ".", uri: str | None = None) -> list[str]:
 
 @dataclass(frozen=True)
 class About:
-    """What a study asked, as its parent run tells."""
+    """What a study asked, as its parent run tells; `tags` are all of that run's."""
 
     question: str
     swept: tuple[str, ...]
     metric: str
     direction: str
+    tags: Mapping[str, str]
 
 
 def about(study: str, *, project: str | Path = ".", uri: str | None = None) -> About:
-    """The study's question, swept params, metric and direction."""
+    """The study's question, swept params, metric, direction and tags."""
     tags = _open(study, project=project, uri=uri).study_tags(study) or {}
     return About(
         question=tags.get("fanin.question", ""),
         swept=tuple(json.loads(tags.get("fanin.swept", "[]"))),
         metric=tags.get("fanin.metric", "val/accuracy"),
         direction=tags.get("fanin.direction", "maximize"),
+        tags=tags,
     )
 
 

@@ -141,6 +141,11 @@ class Tracker:
         with self.translated() as client:
             client.log_artifacts(run, str(folder))
 
+    def attach(self, run: str, file: Path) -> None:
+        """Put one file among the run's artifacts, in place of one of the same name."""
+        with self.translated() as client:
+            client.log_artifact(run, str(file))
+
     def end(self, run: str, *, status: str, time: int) -> None:
         with self.translated() as client:
             client.set_terminated(run, status, time)
