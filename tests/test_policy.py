@@ -52,8 +52,8 @@ LEVELS = {
     "fanin.__main__": 6,
 }
 WITHOUT_TORCH = [
-    *("compare", "database", "description", "folders", "leaderboard", "points", "query", "report", "results"),
-    *("server", "shipper", "shipping", "spool", "tracking", "view"),
+    *("bulk", "compare", "database", "description", "folders", "leaderboard", "points", "query", "report"),
+    *("results", "schema", "server", "shipper", "shipping", "spool", "tracking", "view"),
 ]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas
 
-TESTED_REVISIONS = {"dc11669786a5"}  # of MLflow 3.17
+from fanin.schema import TESTED_REVISIONS, revisions
+
 CHILDREN = """
 with parent as (
     select r.run_uuid as id from runs r
@@ -37,8 +38,7 @@ class Database:
     @property
     def supported(self) -> bool:
         with self._connected() as connection:
-            found = connection.execute("select version_num from alembic_version").fetchall()
-        return {revision for (revision,) in found} <= TESTED_REVISIONS
+            return revisions(connection) <= TESTED_REVISIONS
 
     def studies(self) -> list[str]:
         with self._connected() as connection:
