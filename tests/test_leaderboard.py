@@ -111,9 +111,9 @@ def test_markdown_is_a_table_with_a_cell_per_column():
     table = rank(table_of(finished("a|b", 0.91, 0.92) + finished("zeros", 0.1, 0.1)))
     lines = render_markdown(table).splitlines()
     assert lines[2:5] == [
-        "| # | initializer | val/accuracy | n | seconds |",
+        "| # &nbsp; | initializer &nbsp; | val/accuracy &nbsp; | n &nbsp; | seconds &nbsp; |",
         "| ---: | --- | ---: | ---: | ---: |",
-        "| 1 | a\\|b | 0.9150 ± 0.0635 | 2 | 2.0 |",
+        "| 1 &nbsp; | a\\|b &nbsp; | 0.9150 ± 0.0635 &nbsp; | 2 &nbsp; | 2.0 &nbsp; |",
     ]
 
 

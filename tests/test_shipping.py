@@ -1,5 +1,8 @@
+import base64
+import json
 import math
 import shutil
+import zlib
 
 import pytest
 from recorded import (
@@ -17,7 +20,7 @@ from recorded import (
     train,
 )
 
-from fanin.folders import Folder, declare_study
+from fanin.folders import Folder, declare_run, declare_study
 from fanin.shipping import ship, sync
 from fanin.spool import Spool
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
@@ -66,7 +69,6 @@ def test_params_are_the_flattened_config_as_yaml_spells_it(tracker, study, datab
         "epochs": "2",
         "seed": "0",
         "initializer": "he_normal",
-        "initializer._target_": "fanin.initializers.he_normal",
         "initializer.gain": "1.4142135623730951",
         "initializer.bias": "zeros",
         "model": "mlp",
@@ -78,6 +80,70 @@ def test_params_are_the_flattened_config_as_yaml_spells_it(tracker, study, datab
         "regularization.applied": "{}",
         "regularization.dropout": "0.0",
     }
+
+
+def test_params_leave_out_what_decides_no_number_unless_it_is_swept(tracker, study, database):
+    config = CONFIG | {
+        "initializer": {"_target_": "mine.initialize", "bias": "zeros"},
+        "optimizer": {"_target_": "torch.optim.Adam", "lr": 1e-05},
+        "tracking": {"uri": None, "artifacts": "mlartifacts"},
+        "data": {"_target_": "fanin.data.mnist", "root": "/here", "download": True, "val": 500},
+        "hardware": {"device": "cpu", "precision": "fp32", "workers": "auto", "checkpoint": 10},
+    }
+    ship(train(make_run(study, config=config)), tracker=tracker)
+    assert set(params_of(database, NAME)) == {
+        *("epochs", "seed", "initializer", "initializer._target_", "initializer.bias"),
+        *("model", "model.widths", "model.activation", "optimizer.lr", "data.val"),
+        *("hardware.device", "hardware.precision", "regularization.applied", "regularization.dropout"),
+    }
+    spec = make_run(study, variant="bbbbbbbbbb", config=config).spec()
+    spec |= {"name": "swept", "overrides": {"hardware.workers": 1, "optimizer._target_": "torch.optim.Adam"}}
+    ship(train(declare_run(study, spec)), tracker=tracker)
+    assert {"hardware.workers", "optimizer._target_"} <= set(params_of(database, "swept"))
+
+
+def test_a_run_names_its_data_and_another_split_of_them_is_another_data_set(tracker, study, database):
+    data = {"_target_": "fanin.data.mnist", "root": "/here", "val": 500, "n_train": None}
+    places = [data, data | {"root": "/there"}, data | {"n_train": 100}]
+    for number, place in enumerate(places):
+        spec = make_run(study, variant=str(number) * 10, config=CONFIG | {"data": place}).spec()
+        run = train(declare_run(study, spec | {"choices": {"data": "mnist"}}))
+        for _ in range(2):
+            run.forget()
+            ship(run, tracker=tracker)
+    query = "select d.name, d.digest from inputs i join datasets d on i.source_id = d.dataset_uuid"
+    (name, first), (_, second), (_, third) = stored(database, f"{query} order by i.rowid")
+    assert name == "mnist" and first == second != third
+
+
+def view_of(database):
+    query = "select value from experiment_tags where key = 'mlflow.sharedViewState.fanin'"
+    ((text,),) = stored(database, query)
+    return json.loads(zlib.decompress(base64.b64decode(text.removeprefix("deflate;"))))
+
+
+def test_the_page_of_a_study_is_arranged_anew_at_its_end_with_the_variants_it_then_has(
+    tracker, study, database
+):
+    ship(study, tracker=tracker)
+    assert view_of(database)["groupBy"] is None  # one replicate, so far
+    for initializer, variant in (("he_normal", "aaaaaaaaaa"), ("zeros", "bbbbbbbbbb")):
+        for replicate in (0, 1):
+            make_run(study, initializer=initializer, variant=variant, replicate=replicate)
+    with Spool(study.spool) as spool:
+        spool.append("end", status="FINISHED", metrics={})
+    ship(study, tracker=tracker)
+    assert view_of(database)["groupBy"] is not None
+    assert view_of(database)["groupsExpanded"] == {
+        "param.initializer.he_normal,param.optimizer.lr.1e-05": False,
+        "param.initializer.zeros,param.optimizer.lr.1e-05": False,
+    }
+
+
+def test_the_experiment_says_its_question_and_leads_to_the_arranged_page(tracker, study, database):
+    ship(study, tracker=tracker)
+    ((text,),) = stored(database, "select value from experiment_tags where key = 'mlflow.note.content'")
+    assert text.startswith("Which one? [") and "(#/experiments/1/runs?" in text
 
 
 def test_a_run_is_a_child_of_its_study_and_bears_its_tags(tracker, study, database):
@@ -151,7 +217,7 @@ def test_a_crash_before_or_after_any_step_is_made_good_by_the_next_try(
     assert ship(run, tracker=tracker)
     assert stored_runs(database) == [(NAME, "FINISHED", 10_000, 10_250)]
     assert len(stored(database)) == 9
-    assert len(params_of(database, NAME)) == 14
+    assert len(params_of(database, NAME)) == 13
     assert len(list(tracker.project.glob("mlartifacts/**/config.yaml"))) == 1
 
 
@@ -227,7 +293,7 @@ def test_2500_metrics_and_150_params_at_once_fit(tracker, study, database):
     run = make_run(study, config=CONFIG | {"many": {str(i): i for i in range(150)}})
     assert ship(train(run, last=0, metrics=lambda _: {f"m{i}": i for i in range(2500)}), tracker=tracker)
     assert len(stored(database)) == 2500 + 1
-    assert len(params_of(database, NAME)) == 150 + 14
+    assert len(params_of(database, NAME)) == 150 + 13
 
 
 def test_artifacts_and_checkpoint_go_when_the_run_is_finished_and_not_before(tracker, study, tmp_path):

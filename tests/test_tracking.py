@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from recorded import make_run, make_study, new_database, stored, stored_runs, train
+from recorded import make_run, make_study, new_database, stored, stored_runs, train, wait_until
 
 from fanin.errors import ConfigError
 from fanin.shipping import ship, sync
@@ -101,11 +101,12 @@ def test_kill_9_of_the_shipping_process_at_any_moment_loses_and_doubles_nothing(
     for replicate in range(8):
         run = make_run(study, replicate=replicate)
         train(run, last=0, end=None, metrics=lambda _: {"val/loss": 1.0, "a": float("nan")})
-    for delay in (0.05, 0.15, 0.3):
+    for more in (0, 1, 10):  # points to wait for: none, the first, some way into another run
+        enough = len(stored(tmp_path / "mlflow.db")) + more
         command = [sys.executable, "-W", "ignore", "-c", SHIP, str(tmp_path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             assert child.stdout.readline() == b"ready\n"
-            time.sleep(delay)
+            wait_until(lambda enough=enough: len(stored(tmp_path / "mlflow.db")) >= enough)
             child.send_signal(signal.SIGKILL)
     before = len(stored(tmp_path / "mlflow.db"))
     subprocess.run([sys.executable, "-W", "ignore", "-c", SHIP, str(tmp_path)], check=True)

@@ -26,6 +26,51 @@ def test_a_metric_that_is_also_a_standard_curve_is_drawn_once():
     assert len({chart["uuid"] for chart in charts}) == len(charts)
 
 
+def lines(metric, **options):
+    charts = view.arrange(["model"], metric=metric, direction="maximize", **options)["compareRunCharts"]
+    return {chart["metricKey"]: chart["scaleType"] for chart in charts if chart["type"] == "LINE"}
+
+
+def test_for_a_test_metric_which_is_one_point_the_validation_curve_is_drawn():
+    assert list(lines("test/accuracy")) == ["val/accuracy", "train/loss", "val/loss"]
+    assert "test/loss" not in lines("test/loss")
+
+
+def test_losses_are_drawn_on_a_logarithmic_axis_and_accuracies_on_a_linear_one():
+    scales = {"val/accuracy": "linear", "train/loss": "log", "val/loss": "log"}
+    assert lines("test/accuracy") == scales
+
+
+def test_replicates_are_folded_under_the_names_that_mlflow_gives_to_groups():
+    swept, variants = ["model", "optimizer.lr"], [("mlp", "0.1"), ("cnn", "null")]
+    arranged = view.arrange(swept, metric="val/loss", direction="minimize", variants=variants)
+    assert arranged["groupsExpanded"] == {
+        "param.model.mlp,param.optimizer.lr.0.1": False,
+        "param.model.cnn,param.optimizer.lr.null": False,
+    }
+
+
+def test_without_replicates_runs_stand_for_themselves_with_their_params_and_parallel_coordinates():
+    swept = ["model", "optimizer.lr"]
+    arranged = view.arrange(swept, metric="val/loss", direction="minimize", replicated=False)
+    assert arranged["groupBy"] is None
+    assert {"params.`model`", "params.`optimizer.lr`"} <= set(arranged["selectedColumns"])
+    (chart,) = [chart for chart in arranged["compareRunCharts"] if chart["type"] == "PARALLEL"]
+    assert (chart["selectedParams"], chart["selectedMetrics"]) == (swept, ["val/loss"])
+
+
+def test_a_run_that_belongs_to_no_sweep_is_not_grouped():
+    assert view.arrange([], metric="val/accuracy", direction="maximize")["groupBy"] is None
+
+
+def test_a_study_of_very_many_variants_fits_into_the_tag_unfolded():
+    variants = [(f"some_name_{number * 7919 % 10007}",) for number in range(2000)]
+    arranged = view.arrange(["model"], metric="val/loss", direction="minimize", variants=variants)
+    head, _, packed = view.encode(arranged).partition(";")
+    stored = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert stored == arranged | {"groupsExpanded": {}}
+
+
 def test_mlflow_can_unpack_the_tag_and_a_wide_study_fits_into_one():
     swept = [f"optimizer.some_long_option_{number}" for number in range(30)]
     arranged = view.arrange(swept, metric="val/accuracy", direction="maximize")

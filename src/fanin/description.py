@@ -5,12 +5,27 @@ import hashlib
 import json
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 LONGEST_KEY, LONGEST_NAME, LONGEST_TAG = 250, 250, 8000
 LONGEST_PARAM = 6000  # MLflow cuts what is longer without a word
 NOT_ON_A_RUN = {"study"}  # config groups that describe the study: they are on the parent run
+WHERE_DATA_LIE = ("root", "download")
+# What decides no number of a run would stand between what does whenever runs are compared.
+UNTOLD = {"tracking", "tracking.uri", "tracking.artifacts", *(f"data.{key}" for key in WHERE_DATA_LIE)}
+UNTOLD |= {f"hardware.{key}" for key in ("workers", "gpus_per_run", "patience", "checkpoint")}
+OWN = ("fanin.", "torch.")  # a `_target_` in these is known by the name of its choice
+
+
+@dataclass(frozen=True)
+class DataUsed:
+    """What a run was trained on, as MLflow's column Dataset and its filter show it."""
+
+    name: str  # the choice
+    digest: str  # of the configuration that decides which images the run saw
+    source: str  # JSON: where they come from
+    profile: str  # JSON: their shape, scale and split
 
 
 @dataclass(frozen=True)
@@ -19,6 +34,7 @@ class Description:
     tags: dict[str, str]
     params: dict[str, str]
     files: dict[str, str]  # artifact path -> text: the params that are too long for MLflow, in full
+    data: DataUsed | None = None
 
 
 def describe_study(spec: Mapping) -> Description:
@@ -41,12 +57,37 @@ def describe_run(spec: Mapping, *, study: Mapping, parent: str) -> Description:
         "fanin.replicate": str(spec["replicate"]),
         "mlflow.parentRunId": parent,
     }
-    full = flatten(spec["config"], spec["choices"])
+    full = flatten_spec(spec)
     files = {f"params/{key.replace('/', '_')}.txt": text for key, text in full.items() if is_long(text)}
     params = {key: abridge(text) for key, text in full.items()}
-    return Description(
-        spec["name"][:LONGEST_NAME], clean_tags(source() | study["tags"] | tags), params, files
-    )
+    every = clean_tags(source() | study["tags"] | tags)
+    return Description(spec["name"][:LONGEST_NAME], every, params, files, describe_data(spec))
+
+
+def describe_data(spec: Mapping) -> DataUsed | None:
+    """None for a foreign program, whose configuration says nothing we could read."""
+    name, data = spec["choices"].get("data"), spec["config"].get("data")
+    if not isinstance(name, str) or not isinstance(data, Mapping) or "_target_" not in data:
+        return None
+    decisive = {key: value for key, value in data.items() if key not in WHERE_DATA_LIE}
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    profile = {key: value for key, value in decisive.items() if key != "_target_"}
+    where = {"loader": data["_target_"], "root": data.get("root")}
+    return DataUsed(name, digest, json.dumps(where), json.dumps(profile, default=str))
+
+
+def flatten_spec(spec: Mapping) -> dict[str, str]:
+    """A run's params: what is swept comes first, and is always there."""
+    full = flatten(spec["config"], spec["choices"])
+    swept = [allowed(key) for key in spec["overrides"]]
+    told = {key: text for key, text in full.items() if not is_noise(key, text)}
+    return {key: full[key] for key in swept if key in full} | told
+
+
+def swept_values(spec: Mapping, swept: Sequence[str]) -> list[str]:
+    """The params `swept` of a run."""
+    full = flatten(spec["config"], spec["choices"])
+    return [full.get(allowed(key), "null") for key in swept]
 
 
 def flatten(config: Mapping, choices: Mapping) -> dict[str, str]:
@@ -54,6 +95,10 @@ def flatten(config: Mapping, choices: Mapping) -> dict[str, str]:
     pairs = {key: render(value) for key, value in leaves(config) if key.split(".")[0] not in NOT_ON_A_RUN}
     names = {group: render(choice) for group, choice in choices.items()}
     return {allowed(key): text for key, text in (names | pairs | names).items()}
+
+
+def is_noise(key: str, text: str) -> bool:
+    return key in UNTOLD or (key.endswith("._target_") and text.startswith(OWN))
 
 
 def leaves(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:

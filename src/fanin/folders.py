@@ -57,6 +57,13 @@ class Folder:
     def spec(self) -> dict:
         return json.loads((self.path / "run.json").read_text())
 
+    def variants(self) -> dict[str, list["Folder"]]:
+        """A study's planned runs by variant, each the lowest replicate first."""
+        found: dict[str, list[Folder]] = {}
+        for path in sorted(self.path.glob("runs/*"), key=lambda path: (len(path.name), path.name)):
+            found.setdefault(path.name.partition("-r")[0], []).append(Folder(path))
+        return found
+
     def shipped(self, uri: str) -> Shipped:
         """What the store at `uri` has; nothing, if what was shipped went to another store."""
         state = read_json(self.path / "shipped.json")
@@ -84,6 +91,7 @@ def declare_study(
     swept: Sequence[str] = (),
     metric: str = "",
     direction: str = "",
+    replicates: int = 1,
     tags: Mapping[str, str] | None = None,
 ) -> Folder:
     """Write down a study, so that it can be shipped now or whenever the tracking store answers.
@@ -101,6 +109,7 @@ def declare_study(
         "swept": list(swept),
         "metric": metric,
         "direction": direction,
+        "replicates": replicates,
         "tags": dict(tags or {}),
     }
     write_json(folder.path / "run.json", spec)

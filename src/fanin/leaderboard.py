@@ -52,8 +52,11 @@ def render(table: pandas.DataFrame, *, width: int = 100, rows: int = 20) -> str:
 
 
 def render_markdown(table: pandas.DataFrame, *, rows: int = 20) -> str:
-    """The same for MLflow's description of a run and for pull requests."""
-    head, *body = [[cell.replace("|", "\\|") for cell in row] for row in tabulate(table.head(rows))]
+    """The same for MLflow's description of a run, which sets the columns of a table without a gap, and for
+    pull requests."""
+    head, *body = [
+        [cell.replace("|", "\\|") + " &nbsp;" for cell in row] for row in tabulate(table.head(rows))
+    ]
     names = len(_keys(table))
     rule = ["---:"] + ["---"] * names + ["---:"] * (len(head) - names - 1)
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]

@@ -379,7 +379,10 @@ def draw(test: Evaluation, split: data.Split, folder: Path) -> None:
     """A confusion matrix, and test images with their true and predicted labels."""
     truth, predicted = split.test_labels.cpu(), test.predicted.cpu()
     matrix = pictures.confusion_matrix(truth, predicted, classes=split.classes)
-    np.savetxt(folder / "confusion_matrix.csv", matrix, fmt="%d", delimiter=",")
+    labels = np.arange(split.classes)
+    head = ",".join(["true", *map(str, labels)])  # MLflow's table takes the first row for the names of columns
+    rows = np.column_stack([labels, matrix])
+    np.savetxt(folder / "confusion_matrix.csv", rows, fmt="%d", delimiter=",", header=head, comments="")
     pictures.draw_confusion(matrix).save(folder / "confusion_matrix.png")
     pictures.draw_samples(split.test_images.cpu(), truth, predicted, count=40).save(
         folder / "test_images.png"

@@ -10,14 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fanin import points, spool
-from fanin.description import Description, clean_tags, describe_run, describe_study
+from fanin import points, spool, view
+from fanin.description import Description, clean_tags, describe_run, describe_study, swept_values
 from fanin.folders import Folder, Shipped, remembered
 from fanin.lock import exclusive
 from fanin.spool import Digest, Record, Spool, SpoolBusy
 from fanin.tracking import TrackedRun, Tracker, TrackingDown, TrackingForgot, TrackingRefused
 
 IDENTITY = ("fanin.study", "fanin.run", "mlflow.parentRunId")
+FOLDED = 50  # variants whose replicates are folded away on the study's page; to read more run.json costs time
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,12 @@ def _send(folder: Folder, tracker: Tracker, shipped: Shipped, records: Sequence[
     history = spool.digest(whole)
     description = _describe(folder, tracker)
     missing: Mapping[str, str] = {}
+    if folder == folder.study:
+        _arrange(folder, tracker)
     if not shipped.run:
         known = _open(folder, tracker, shipped, description, started=whole[0]["time"])
+        if description.data:
+            tracker.log_data(known.id, description.data)
         shipped = replace(shipped, run=known.id, status=known.status)
         missing = {key: value for key, value in description.params.items() if key not in known.params}
     fresh = Batch(missing, points.epoch_points(records))
@@ -101,6 +106,20 @@ def _send_end(
     return replace(shipped, status=history.end["status"], doubtful=False)
 
 
+def _arrange(study: Folder, tracker: Tracker) -> None:
+    """The study's page in MLflow: anew whenever it starts or ends, for it may have more variants then."""
+    spec, variants = study.spec(), study.variants()
+    first = [runs[0] for runs in variants.values() if (runs[0].path / "run.json").exists()]
+    page = view.arrange(
+        spec["swept"],
+        metric=spec["metric"],
+        direction=spec["direction"],
+        replicated=spec.get("replicates", 1) > 1 or any(len(runs) > 1 for runs in variants.values()),
+        variants=[swept_values(run.spec(), spec["swept"]) for run in first] if len(first) <= FOLDED else (),
+    )
+    tracker.arrange(spec["study"], page, question=spec["question"])
+
+
 def _describe(folder: Folder, tracker: Tracker) -> Description:
     study = folder.study
     if folder == study:
@@ -123,8 +142,6 @@ def _open(
     if folder != folder.study:
         tracker.check(description.tags["mlflow.parentRunId"])
     folder.remember(replace(shipped, doubtful=True))
-    if folder == folder.study:
-        tracker.arrange(folder.path.name, folder.spec())
     created = tracker.create(folder.study.path.name, description, started=started)
     return TrackedRun(created, "RUNNING", frozenset(), True)
 
@@ -152,7 +169,9 @@ def _upload(folder: Folder, tracker: Tracker, run: str, description: Description
 
 def _end_tags(history: Digest) -> dict[str, str]:
     end = history.end or {}
-    tags = {"fanin.reason": end.get("reason") or "", "fanin.attempts": str(history.attempts)}
+    tags = {"fanin.attempts": str(history.attempts)}
+    if end.get("reason") or history.attempts > 1:  # an earlier attempt may have had one
+        tags["fanin.reason"] = end.get("reason") or ""
     if end.get("note"):
         tags["mlflow.note.content"] = end["note"]
     return clean_tags(tags | (end.get("tags") or {}))

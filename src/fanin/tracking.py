@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fanin import view
+from fanin import bulk, view
 from fanin.description import Description
 from fanin.errors import ConfigError, require
 from fanin.lock import exclusive
@@ -130,6 +130,8 @@ class Tracker:
         with self.translated() as client:
             from mlflow.entities import Metric, Param, RunTag
 
+            if points and self._tables and bulk.write(self._tables, run, points):
+                points = ()
             client.log_batch(
                 run,
                 metrics=[Metric(point.key, point.value, point.time, point.step) for point in points],
@@ -218,6 +220,12 @@ class Tracker:
                 )  # readers and the writer never wait for each other
         return client
 
+    @cached_property
+    def _tables(self) -> Path | None:
+        """MLflow's SQLite file, if we may write points there ourselves."""
+        database = sqlite_file(self.uri)
+        return database if database and bulk.accepts(database) else None
+
     @contextmanager
     def translated(self) -> Iterator["MlflowClient"]:
         """MLflow's client; what it and the layers below it raise is raised as one of our errors."""
@@ -229,7 +237,7 @@ class Tracker:
             yield self._client
         except MlflowException as error:
             raise _kind(error.error_code)(f"{self.uri}: {_first_line(error)}") from error
-        except (OSError, SQLAlchemyError) as error:
+        except (OSError, SQLAlchemyError, sqlite3.Error) as error:
             raise TrackingDown(f"{self.uri}: {_first_line(error)}") from error
 
 

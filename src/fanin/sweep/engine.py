@@ -167,6 +167,7 @@ def declare(study: Study, folder: StudyFolder, project: Path) -> None:
         swept=study.swept,
         metric=study.objective.metric,
         direction=study.objective.direction,
+        replicates=study.replicates,
         tags={"fanin.git": git_commit(project)},
     )
 
