@@ -33,9 +33,7 @@ def epoch_points(records: Iterable[Record]) -> list[Point]:
 
 def best_points(history: Digest) -> list[Point]:
     """For each loss and accuracy its best finite value as `best <key>`, at the epoch and time it was reached.
-
-    So a resumed run, which can only get better later, never gives a second value for an epoch.
-    """
+    Meant for runs that have come to their end."""
     best: dict[str, Point] = {}
     for point in epoch_points(history.epochs):
         better = BETTER.get(point.key.rsplit("/", 1)[-1])

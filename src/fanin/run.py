@@ -7,6 +7,7 @@ initializer, optimizer, scheduler, data) by their import path. Below this file n
 import json
 import os
 import pkgutil
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,8 +39,11 @@ COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
 
 
 class Channel(Protocol):
-    """How a run talks to whoever started it: `ask` waits for a verdict on the record, `send` does not."""
+    """How a run talks to whoever started it: `ask` waits for a verdict on the record, `send` does not;
+    `stopped` says why the run should end with this epoch, if it should."""
 
+    @property
+    def stopped(self) -> str | None: ...
     def send(self, kind: str, payload: Any) -> None: ...
     def ask(self, kind: str, payload: Any) -> Any: ...
 
@@ -144,16 +148,21 @@ class Trainer:
         tell = channel.ask if payload["judged"] else channel.send
         reason, saved = None, time.monotonic()
         for record in self._fit(config, parts, split, progress=progress, epochs=config["epochs"]):
-            message = {"epoch": record.epoch, "metrics": record.metrics}
-            log.append("epoch", **message)
-            if verdict := tell("record", message):
+            new = log.append("epoch", epoch=record.epoch, metrics=record.metrics)
+            watched = {key: record.metrics[key] for key in payload["watched"] if key in record.metrics}
+            if verdict := tell("record", {"epoch": record.epoch, "metrics": watched, "new": new}):
                 reason = f"pruned: {verdict}"
                 break
-            if time.monotonic() - saved >= payload["checkpoint"] and record.epoch < config["epochs"]:
-                save(
-                    folder / "checkpoint.pt", capture(parts.model, parts.optimizer, parts.schedule, progress)
-                )
+            if progress.ended:
+                continue  # that was the last one
+            stopped = channel.stopped
+            if stopped or time.monotonic() - saved >= payload["checkpoint"]:
+                log.sync()  # a checkpoint that is ahead of the records would leave a gap in them
+                state = capture(parts.model, parts.optimizer, parts.schedule, progress)
+                save(folder / "checkpoint.pt", state)
                 saved = time.monotonic()
+            if stopped:
+                return _end("KILLED", stopped, progress)
         if reason is None and progress.ended != "epochs":
             reason = progress.ended
         return self._conclude(config, parts, split, progress, folder=folder, reason=reason)
@@ -169,7 +178,7 @@ class Trainer:
         reason: str | None,
     ) -> dict[str, Any]:
         """Save the weights, show the test set to them (once), draw the pictures."""
-        artifacts = folder / "artifacts"
+        artifacts = folder / "artifacts.partial"
         artifacts.mkdir(exist_ok=True)
         save(artifacts / "last.pt", parts.model.state_dict())
         save(artifacts / "best.pt", progress.best_state or parts.model.state_dict())
@@ -185,13 +194,8 @@ class Trainer:
             test = evaluate(parts.model, split.test_images, split.test_labels)
             metrics = {"test/loss": test.loss, "test/accuracy": test.accuracy}
             draw(test, split, artifacts)
-        return {
-            "status": "KILLED" if pruned else "FINISHED",
-            "reason": reason,
-            "metrics": metrics,
-            "step": max(progress.epoch, 0),
-            "seconds": progress.seconds,
-        }
+        publish(artifacts, folder / "artifacts")
+        return _end("KILLED" if pruned else "FINISHED", reason, progress, metrics=metrics)
 
     def _fit(
         self, config: Mapping[str, Any], parts: Parts, split: data.Split, *, progress: Progress, epochs: int
@@ -357,6 +361,13 @@ def save(path: Path, state: Any) -> None:
     os.replace(partial, path)
 
 
+def publish(draft: Path, folder: Path) -> None:
+    """Give a finished folder its name, under which it is shipped; what a killed attempt left there goes."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(draft, folder)
+
+
 def resume(path: Path, parts: Parts) -> Progress:
     """Go on from the checkpoint at `path` if there is one, else start anew."""
     if not path.exists():
@@ -387,6 +398,19 @@ def draw(test: Evaluation, split: data.Split, folder: Path) -> None:
     pictures.draw_samples(split.test_images.cpu(), truth, predicted, count=40).save(
         folder / "test_images.png"
     )
+
+
+def _end(
+    status: str, reason: str | None, progress: Progress, *, metrics: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """What the spool's end record says."""
+    return {
+        "status": status,
+        "reason": reason,
+        "metrics": dict(metrics or {}),
+        "step": max(progress.epoch, 0),
+        "seconds": progress.seconds,
+    }
 
 
 def _reason(error: BaseException) -> str:

@@ -98,7 +98,9 @@ def _send_end(
     history = spool.digest(whole)
     assert history.end
     _upload(folder, tracker, shipped.run, description)
-    last = points.best_points(history) + points.end_points(whole, history)
+    last = points.end_points(whole, history)
+    if history.final:  # one that is gone on with may get better: its best are not known yet
+        last = points.best_points(history) + last
     tracker.log(shipped.run, params=fresh.params, points=fresh.points + last, tags=_end_tags(history))
     tracker.end(shipped.run, status=history.end["status"], time=history.end["time"])
     if shipped.doubtful:
@@ -142,13 +144,13 @@ def _open(
     if folder != folder.study:
         tracker.check(description.tags["mlflow.parentRunId"])
     folder.remember(replace(shipped, doubtful=True))
-    created = tracker.create(folder.study.path.name, description, started=started)
+    created = tracker.create(description.tags["fanin.study"], description, started=started)
     return TrackedRun(created, "RUNNING", frozenset(), True)
 
 
 def _find(folder: Folder, tracker: Tracker, description: Description) -> list[TrackedRun]:
     tags = {key: description.tags[key] for key in IDENTITY if key in description.tags}
-    return tracker.find(folder.study.path.name, tags)
+    return tracker.find(description.tags["fanin.study"], tags)
 
 
 def _remove_doubles(folder: Folder, tracker: Tracker, run: str, description: Description) -> None:

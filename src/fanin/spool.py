@@ -27,6 +27,7 @@ Record = dict
 log = logging.getLogger(__name__)
 SEAL = ',"crc":"%08x"}'  # closes the JSON object, over whose text before it the checksum goes
 SEAL_LENGTH = len(SEAL % 0)
+PIECE = 1 << 16  # bytes read at a time from the end of a file
 
 
 class SpoolBusy(lock.Held):
@@ -49,8 +50,8 @@ class Spool:
         except lock.Held:
             os.close(self._file)
             raise SpoolBusy(f"{self.path}: still written by {_owner(read(self.path)[0])}") from None
-        records, self._size = read(self.path)
-        self._cut_tail()
+        records, whole = read(self.path)
+        self._cut_tail(whole)
         self._attempts = sum(record["kind"] == "start" for record in records)
         self._epochs = {record["epoch"] for record in records if record["kind"] == "epoch"}
 
@@ -68,8 +69,12 @@ class Spool:
         if kind == "epoch":
             self._epochs.add(fields["epoch"])
         if kind == "end":
-            os.fsync(self._file)
+            self.sync()
         return True
+
+    def sync(self) -> None:
+        """Put what was appended on the disk: it then outlives a power failure, too."""
+        os.fsync(self._file)
 
     def close(self) -> None:
         if self._file >= 0:
@@ -82,18 +87,45 @@ class Spool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _cut_tail(self) -> None:
-        torn = os.fstat(self._file).st_size - self._size
+    def _cut_tail(self, whole: int) -> None:
+        torn = os.fstat(self._file).st_size - whole
         if torn:
             log.warning("%s: cut a torn record of %d bytes off its end", self.path, torn)
-            os.ftruncate(self._file, self._size)
+            os.ftruncate(self._file, whole)
 
     def _write(self, line: bytes) -> None:
-        written = os.write(self._file, line)
-        if written < len(line):  # a full disk takes what fits: leave no torn record behind
-            os.ftruncate(self._file, self._size)
+        size = os.fstat(self._file).st_size
+        if os.write(self._file, line) < len(line):  # a full disk takes what fits: leave no torn record behind
+            os.ftruncate(self._file, size)
             raise OSError(ENOSPC, "no space left for the record of a run", str(self.path))
-        self._size += written
+
+
+def bury(path: Path, *, reason: str, wait: float = 0.0) -> bool:
+    """End a run that was begun and has no end, as KILLED, unless a living process still writes it. True if it
+    did."""
+    if last(path) in ("", "end"):
+        return False
+    try:
+        with Spool(path, wait=wait) as run:
+            return last(path) != "end" and run.append("end", status="KILLED", reason=reason, metrics={})
+    except SpoolBusy:
+        return False
+
+
+def last(path: Path) -> str:
+    """The kind of the last whole record; empty where there is none. Reads no more than it must."""
+    try:
+        with path.open("rb") as file:
+            position = size = file.seek(0, os.SEEK_END)
+            tail = b""
+            while position and tail.count(b"\n") < 2:
+                position = max(0, position - PIECE)
+                file.seek(position)
+                tail = file.read(size - position)
+    except FileNotFoundError:
+        return ""
+    records = [record for line in tail.split(b"\n")[-3:-1] if (record := decode(line))]
+    return records[-1]["kind"] if records else ""
 
 
 def encode(record: Record) -> bytes:
@@ -140,6 +172,20 @@ class Digest:
     @property
     def last_epoch(self) -> int | None:
         return self.epochs[-1]["epoch"] if self.epochs else None
+
+    @property
+    def final(self) -> bool:
+        """Nothing is left to do: finished (diverged included) or pruned; neither failed nor interrupted."""
+        return self.end is not None and is_final(self.end["status"], self.end.get("reason"))
+
+
+def is_final(status: str, reason: str | None) -> bool:
+    """Whether a run that ended so has nothing left to do."""
+    return status == "FINISHED" or is_pruned(status, reason)
+
+
+def is_pruned(status: str, reason: str | None) -> bool:
+    return status == "KILLED" and (reason or "").startswith("pruned")
 
 
 def digest(records: Iterable[Record]) -> Digest:

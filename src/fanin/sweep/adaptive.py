@@ -1,11 +1,13 @@
-"""The plan of a search: a sampler proposes variants, each trained under every replicate; their mean is its value.
+"""The plan of a search: a sampler proposes variants, each trained under every replicate; their mean is its
+value.
 
-A variant's runs go out as workers become free: nobody waits for the slowest. A pruner that judges epochs looks at
-the first replicate, and the others follow if it survives; one that judges replicates (wilcoxon) sees each as it
-ends. What a killed coordinator left open is taken up again, and a run that was finished then is not repeated.
+A variant's runs go out as workers become free: nobody waits for the slowest. A pruner that judges epochs
+looks at the first replicate, and the others follow if it survives; one that judges replicates (wilcoxon) sees
+each as it ends. With study.on_divergence=stop, a trial ends with the first replicate that diverges. What a
+killed coordinator left open is taken up again, and a run that was finished then is not repeated.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +42,10 @@ class SearchPlan:
         self._queue = Queue()
         self._trials: dict[int, OpenTrial] = {}
         self._exhausted = False
+        self._twins: dict[str, list[Job]] = {}  # run key -> the same run, wanted by further trials
         self._by_replicates = study.pruner_name == "wilcoxon"
-        self._sequential = study.pruner is not None
+        self._one_by_one = self._by_replicates or study.stops_diverging
+        self._sequential = study.pruner is not None or self._one_by_one
         self._skipped = 0  # runs that an early end of their trial made needless
         left = search.reap()
         for trial in search.trials:
@@ -85,10 +89,22 @@ class SearchPlan:
 
     def finish(self, job: Job, result: Outcome) -> float | None:
         self._queue.settle(job)
-        return self._take_in(job, result)
+        value = self._take_in(job, result)
+        for twin in self._twins.pop(job.key, []):
+            self._take_in(twin, result)
+        return value
 
     def retry(self, job: Job) -> bool:
         return self._queue.retry(job)
+
+    @property
+    def best(self) -> float | None:
+        """A target is for the first objective, which alone has an order when there are several."""
+        sign = self.study.objective.sign
+        scores = [
+            trial.scores[0] for trial in self.search.trials if trial.state == "complete" and trial.scores
+        ]
+        return max(scores, key=lambda score: sign * score, default=None)
 
     def _points(self) -> int:
         """How many points were tried: a failed one that is tried again counts once."""
@@ -97,19 +113,28 @@ class SearchPlan:
     def _to_retry(self) -> list[Trial]:
         """Points that failed in an earlier session and were not tried since, as new trials."""
         done = {_identity(trial) for trial in self.search.trials if trial.state != "failed"}
-        failed = {_identity(t): t for t in self.search.trials if t.state == "failed" and _identity(t) not in done}
+        failed = {
+            _identity(t): t for t in self.search.trials if t.state == "failed" and _identity(t) not in done
+        }
         return [trial for t in failed.values() if (trial := self.search.ask(t.values)) is not None]
 
     def _recall(self, trial: Trial) -> None:
-        """Take in the runs of a trial that an earlier session ended."""
+        """Take in the runs of a trial that an earlier session ended. Replicates that were added since are
+        trained, too; what the search was told of the trial stays."""
         variant = self.compose(trial.values)
+        diverged = False
         for replicate in range(self.study.replicates):
-            job = plan_job(self.study, variant, replicate, self.folder, number=trial.number, trial=trial.number)
+            job = plan_job(
+                self.study, variant, replicate, self.folder, number=trial.number, trial=trial.number
+            )
             result = result_of(job)
-            if result is None:
-                self._skipped += 1
-            else:
+            if result is not None:
                 self._ended[job.key] = Planned(variant, replicate, result)
+                diverged |= self._ends(result)
+            elif trial.state == "complete" and not diverged and not self._queue.holds(job.key):
+                self._queue.add(job)
+            else:
+                self._skipped += 1
 
     def ended(self) -> list[Planned]:
         return list(self._ended.values())
@@ -129,12 +154,16 @@ class SearchPlan:
     def _plan(self, number: int, replicate: int) -> None:
         if number not in self._trials:
             return  # ended meanwhile: a run known from before decided it
-        job = plan_job(self.study, self._trials[number].variant, replicate, self.folder, number=number, trial=number)
+        job = plan_job(
+            self.study, self._trials[number].variant, replicate, self.folder, number=number, trial=number
+        )
         result = result_of(job)
-        if result is None and job.key not in self._queue.open:
-            self._queue.add(job)
-        elif result is not None:
+        if result is not None:
             self._take_in(job, result)
+        elif self._queue.holds(job.key):
+            self._twins.setdefault(job.key, []).append(job)
+        else:
+            self._queue.add(job)
 
     def _take_in(self, job: Job, result: Outcome) -> float | None:
         assert job.trial is not None
@@ -147,15 +176,23 @@ class SearchPlan:
             return self._close(job.trial, state="failed")
         if result.pruned:
             return self._close(job.trial, state="pruned")
-        if len(trial.results) == self.study.replicates:
+        if len(trial.results) == self.study.replicates or self._ends(result):
             return self._close(job.trial, state="complete")
         if self._by_replicates and self.search.report(job.trial, job.replicate, self._values(result)[0]):
             return self._close(job.trial, state="pruned")
-        if self._sequential:
-            later = range(1, self.study.replicates) if not self._by_replicates else [job.replicate + 1]
-            for replicate in later if job.replicate == 0 or self._by_replicates else []:
-                self._plan(job.trial, replicate)
+        for replicate in self._next_replicates(job.replicate):
+            self._plan(job.trial, replicate)
         return None
+
+    def _ends(self, result: Outcome) -> bool:
+        """Whether its trial gets no further replicates."""
+        return self.study.stops_diverging and bool(result.metrics.get("diverged"))
+
+    def _next_replicates(self, ended: int) -> Sequence[int]:
+        """Those that waited for replicate `ended`."""
+        if self._one_by_one:
+            return [ended + 1]
+        return range(1, self.study.replicates) if self._sequential and ended == 0 else []
 
     def _values(self, result: Outcome) -> list[float]:
         return [
@@ -165,8 +202,9 @@ class SearchPlan:
     def _close(self, number: int, *, state: str) -> float | None:
         trial = self._trials.pop(number)
         self._skipped += self.study.replicates - len(trial.results)
-        for job in [job for job in self._queue.waiting if job.trial == number]:
-            self._queue.waiting.remove(job)
+        for job in self._queue.withdraw(lambda job: job.trial == number):
+            if twins := self._twins.get(job.key):
+                self._queue.add(twins.pop(0))
         rows = [self._values(result) for result in trial.results.values() if result.status == "FINISHED"]
         means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
         if state == "complete" or (state == "pruned" and self._by_replicates):

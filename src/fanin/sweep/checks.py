@@ -1,12 +1,15 @@
 """Before the first run: every planned configuration is built once, in a worker, without memory or training."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from fanin.errors import ConfigError
 from fanin.sweep.space import DISCRETE, Axis
+from fanin.folders import MEMORY
+from fanin.sweep.channel import Failure
 from fanin.sweep.study import Study, Variant, hash_of
-from fanin.sweep.workers import Failure, Pool
+from fanin.sweep.workers import Pool
 
 SHOWN = 5  # complaints shown when many configurations are refused
 

@@ -11,24 +11,26 @@ from typing import Any
 
 import yaml
 
-from fanin.folders import MEMORY, declare_study
+from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit
 from fanin.sweep.adaptive import SearchPlan
 from fanin.sweep.checks import SHOWN, call, check, corners, fetch, grid_of
 from fanin.sweep.devices import open_pool, size_pool
 from fanin.sweep.display import Display
-from fanin.sweep.folder import Outcome, StudyFolder, archive
+from fanin.sweep.folder import Outcome, StudyFolder, archive, stamp
 from fanin.sweep.grid import GridPlan
 from fanin.sweep.plan import SinglePlan, plan_job, value_of
 from fanin.sweep.preview import show_plan
-from fanin.sweep.schedule import Coordinator, Tally
+from fanin.sweep.schedule import INTERRUPTED, Coordinator, Tally
 from fanin.sweep.search import Search
 from fanin.sweep.study import Study, Variant
 from fanin.sweep.summary import as_data, summarise
 from fanin.sweep.workers import Pool
 
 FLUSH = 30.0  # seconds the end of a sweep waits for MLflow; `fanin sync` ships what is left
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+LEAVE = 8.0  # seconds from the signal that interrupts a sweep to its end, MLflow or not
+AT_ONCE = 0.5
+DONE, FAILED, EXIT_INTERRUPTED = 0, 1, 130
 NO_LIMITS = {"patience": math.inf, "checkpoint": math.inf}  # of a foreign program, which reports nothing
 
 
@@ -88,18 +90,18 @@ def train(study: Study, *, options: Options, project: Path) -> int:
         fetch([one], pool)
         folder = StudyFolder(project / MEMORY / study.name)
         declare(study, folder, project)
-        job = plan_job(
-            study, one, one.composition.config["replicate"], folder, again=time.strftime("%Y%m%d-%H%M%S")
-        )
+        job = plan_job(study, one, one.composition.config["replicate"], folder, again=stamp())
+        folder.bury()
         folder.spool.append("start")
         folder.spool.append("end", status="FINISHED", reason=None, metrics={}, step=0)
         folder.close()  # a second training may start beside this one: each run has its own spool
         with shipping(study, project) as shipper:
-            shipper.nudge(folder.folder)
+            shipper.catch_up(folder.folder)
             plan = SinglePlan(job)
             tally = coordinate(study, plan, pool, shipper, every_epoch=True)
         result = plan.result
         if result:
+            flush(shipper, tally)
             print(
                 "  "
                 + "  ".join(
@@ -133,19 +135,24 @@ def _run(
     best: Path | None = None,
 ) -> int:
     path = project / MEMORY / study.name
-    if options.new and (aside := archive(path)):
-        print(f"  the runs so far are put aside as {aside}")
+    aside = archive(path) if options.new else None
+    if aside:
+        print(f"  the runs so far are put aside as {aside.name}")
     folder = StudyFolder(path)
     try:
         folder.admit(study.identity(), extend=options.extend, flags=study.flags)
         plan = make_plan(study, variants, folder, extend=options.extend)
         declare(study, folder, project)
+        folder.bury()
         with shipping(study, project) as shipper:
             folder.spool.append("start")
-            shipper.nudge(folder.folder)
-            tally = coordinate(study, plan, pool, shipper)
+            for left in (folder.folder, Folder(aside) if aside else None):
+                if left:
+                    shipper.catch_up(left)
+            epochs = folder.epochs() if study.budget.epochs else 0
+            tally = coordinate(study, plan, pool, shipper, epochs=epochs)
             answer = summarise(study, plan.ended(), tally, search=getattr(plan, "search", None))
-            status = "KILLED" if tally.ended == "interrupted" else "FINISHED"
+            status = "KILLED" if tally.ended == INTERRUPTED else "FINISHED"
             folder.spool.append(
                 "end", status=status, reason=tally.ended, metrics={}, step=0, note=answer.markdown
             )
@@ -155,6 +162,7 @@ def _run(
                 best.write_text(yaml.safe_dump(as_data(study, answer.best), sort_keys=False))
         return exit_code(tally)
     finally:
+            flush(shipper, tally)
         folder.close()
 
 
@@ -193,7 +201,9 @@ def make_plan(study: Study, variants: list[Variant] | None, folder: StudyFolder,
     return SearchPlan(study, search, folder, compose=study.variant)
 
 
-def coordinate(study: Study, plan: Any, pool: Pool, shipper: Any, *, every_epoch: bool = False) -> Tally:
+def coordinate(
+    study: Study, plan: Any, pool: Pool, shipper: Any, *, epochs: int = 0, every_epoch: bool = False
+) -> Tally:
     objective = study.objective
     hardware = study.base.config["hardware"] if study.own else NO_LIMITS
     display = Display(
@@ -208,9 +218,11 @@ def coordinate(study: Study, plan: Any, pool: Pool, shipper: Any, *, every_epoch
         describe=lambda result: describe(result, study),
         sign=objective.sign,
         patience=hardware["patience"],
+        metric=objective.metric,
         checkpoint=hardware["checkpoint"],
     )
     display.start(total=plan.total, done=plan.known)
+        epochs=epochs,
     try:
         return coordinator.run()
     finally:
@@ -230,9 +242,9 @@ def describe(result: Outcome, study: Study) -> tuple[str, float]:
 def exit_code(tally: Tally) -> int:
     for name, why in list(tally.failures.items())[:SHOWN]:
         print(f"fanin: {name} failed: {why}", file=sys.stderr)
-    if tally.ended == "interrupted":
+    if tally.ended == INTERRUPTED:
         print("fanin: interrupted; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     return FAILED if tally.failed else DONE
 
 
@@ -250,13 +262,21 @@ def shipping(study: Study, project: Path) -> Iterator[Any]:
     try:
         yield shipper
     finally:
-        left = shipper.close(FLUSH)
-        if left:
-            why = f" ({shipper.status})" if shipper.status else ""
-            print(
-                f"fanin: {len(left)} runs are not fully in MLflow yet{why}; `fanin sync` ships the rest",
-                file=sys.stderr,
-            )
+        shipper.close(AT_ONCE)
+
+
+def flush(shipper: Any, tally: Tally) -> None:
+    """Wait until MLflow has everything, but not for ever."""
+    patience = FLUSH
+    if tally.signalled is not None:
+        patience = max(AT_ONCE, tally.signalled + LEAVE - time.monotonic())
+    left = shipper.close(patience)
+    if left:
+        why = f" ({shipper.status})" if shipper.status else ""
+        print(
+            f"fanin: {len(left)} runs are not fully in MLflow yet{why}; `fanin sync` ships the rest",
+            file=sys.stderr,
+        )
 
 
 class Unshipped:
@@ -264,5 +284,11 @@ class Unshipped:
 
     status = ""
 
-    def nudge(self, folder: Any) -> None:
+    def nudge(self, folder: Any, *, ended: bool = False) -> None:
         """The record stays in the spool."""
+
+    def catch_up(self, study: Any) -> None:
+        """So does what earlier sessions left."""
+
+    def close(self, timeout: float) -> list[Any]:
+        return []

@@ -1,13 +1,15 @@
-"""A study's state on disk, `.fanin/<study>/` (see folders.py): who owns it now, which question it holds, and how
-its runs ended.
+"""A study's state on disk, `.fanin/<study>/` (see folders.py): who owns it now, which question it holds, and
+how its runs ended.
 
     study.json    the question's identity, as first asked (or extended since)
     spool.jsonl   the study's own record; the live owner holds its lock, which the kernel drops when it dies
+    owner.json    who has, or had, that lock
     journal.log   Optuna's storage, for searches
 """
 
 import json
 import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from typing import Any
 
 from fanin import spool
 from fanin.errors import ConfigError
-from fanin.folders import Folder
+from fanin.folders import Folder, read_json, write_json
 from fanin.spool import Spool, SpoolBusy
 from fanin.sweep.study import check_extension, difference
 
@@ -34,11 +36,11 @@ class Outcome:
     @property
     def final(self) -> bool:
         """Nothing left to do: finished (diverged included) or pruned, not failed or interrupted."""
-        return self.status == "FINISHED" or self.pruned
+        return spool.is_final(self.status, self.reason)
 
     @property
     def pruned(self) -> bool:
-        return self.status == "KILLED" and (self.reason or "").startswith("pruned")
+        return spool.is_pruned(self.status, self.reason)
 
 
 class StudyFolder:
@@ -49,11 +51,13 @@ class StudyFolder:
         (path / "runs").mkdir(parents=True, exist_ok=True)
         try:
             self.spool = Spool(path / "spool.jsonl", wait=0.5)
-        except SpoolBusy as busy:
-            owner = str(busy).partition("written by ")[2] or "another process"
+        except SpoolBusy:
+            owner = read_json(path / "owner.json")
+            who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
             raise ConfigError(
-                f"study {path.name!r} is in use by {owner}; wait for it, or stop it and run this again"
+                f"study {path.name!r} is in use by {who}; wait for it, or stop it and run this again"
             ) from None
+        write_json(path / "owner.json", {"pid": os.getpid(), "host": socket.gethostname()})
 
     @property
     def folder(self) -> Folder:
@@ -75,7 +79,8 @@ class StudyFolder:
             if changes and not extend:
                 raise ConfigError(
                     f"study {self.path.name!r} holds another question:\n  " + "\n  ".join(changes) + "\n"
-                    f"  {flags[0]} keeps its runs and adds points or replicates; {flags[1]} puts them aside and starts over"
+                    f"  {flags[0]} keeps its runs and adds points or replicates; "
+                    f"{flags[1]} puts them aside and starts over"
                 )
             if changes:
                 check_extension(held, identity, flag=flags[0])
@@ -85,7 +90,18 @@ class StudyFolder:
     def born(self) -> str:
         """When the study was first run: tells apart the studies that bear one name in turn (`--new`)."""
         path = self.path / "study.json"
-        return json.loads(path.read_text())["born"] if path.exists() else time.strftime("%Y%m%dT%H%M%S")
+        return json.loads(path.read_text())["born"] if path.exists() else stamp()
+
+    def bury(self) -> list[Folder]:
+        """End the runs that a dead owner left without an end; they are gone on with when their turn comes."""
+        spools = sorted((self.path / "runs").glob("*/spool.jsonl"))
+        reason = "interrupted: its process died"
+        return [Folder(path.parent) for path in spools if spool.bury(path, reason=reason)]
+
+    def epochs(self) -> int:
+        """How many epochs of training the runs have recorded, in all sessions."""
+        paths = sorted((self.path / "runs").glob("*/spool.jsonl"))
+        return sum(spool.digest(spool.read(path)[0]).last_epoch or 0 for path in paths)
 
     def run(self, key: str) -> Path:
         return self.path / "runs" / key
@@ -100,13 +116,16 @@ class StudyFolder:
         return folder
 
 
-def archive(path: Path) -> str | None:
-    """Put a study's folder aside (`--new`); returns the name it has now, or None if there was none."""
+def archive(path: Path) -> Path | None:
+    """Put a study's folder aside (`--new`); returns where it lies now, or None if there was none."""
     if not path.exists():
         return None
     folder = StudyFolder(path)  # refuses when a live process owns it
-    aside = f"{path.name}.until-{time.strftime('%Y%m%d-%H%M%S')}"
-    path.rename(path.with_name(aside))
+    folder.bury()
+    if spool.last(folder.spool.path) not in ("", "end"):
+        folder.spool.append("end", status="KILLED", reason="its process died", metrics={})
+    aside = path.with_name(f"{path.name}.until-{stamp()}")
+    path.rename(aside)
     folder.close()
     return aside
 
@@ -128,6 +147,11 @@ def outcome(folder: Path) -> Outcome | None:
         epochs=digest.last_epoch or 0,
         seconds=end.get("seconds", 0.0),
     )
+
+
+def stamp() -> str:
+    now = time.time()
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now * 1000) % 1000:03d}"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -5,7 +5,7 @@ grid.py plans what can be listed, adaptive.py what a search proposes; here is wh
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from fanin.sweep.study import Objective, Study, Variant
 RETRIES = 2  # of a run whose worker died
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One run to do: its specification, its folder, and the trial it belongs to (in a search)."""
 
@@ -71,11 +71,17 @@ class Plan(Protocol):
         ...
 
     def finish(self, job: Job, result: Outcome) -> float | None:
-        """The run ended (finished, pruned or failed for good). Returns the variant's value if it is known now."""
+        """The run ended (finished, pruned or failed for good). Returns the variant's value if it is known
+        now."""
         ...
 
     def retry(self, job: Job) -> bool:
         """The run's worker died: put it back, unless that happened too often."""
+        ...
+
+    @property
+    def best(self) -> float | None:
+        """The best value of a variant that is known, from this session or before."""
         ...
 
     def ended(self) -> list[Planned]:
@@ -91,8 +97,8 @@ def chance(metric: str, *, classes: int | None) -> float | None:
 
 
 def value_of(result: Outcome, objective: Objective, *, classes: int | None) -> float:
-    """A run's value: the final value of the metric, or chance level when it diverged. Infinity (the worst) where
-    the metric has no chance level; raises KeyError when a finished run never recorded the metric."""
+    """A run's value: the final value of the metric, or chance level when it diverged. Infinity (the worst)
+    where the metric has no chance level; raises KeyError when a finished run never recorded the metric."""
     value = result.metrics.get(objective.metric, math.nan)
     if result.metrics.get("diverged") or not math.isfinite(value):
         if objective.metric not in result.metrics and not result.metrics.get("diverged"):
@@ -112,7 +118,8 @@ def plan_job(
     trial: int | None = None,
     again: str = "",
 ) -> Job:
-    """The job of one run. `number` counts the variants; `again` tells apart trainings of the same variant and replicate."""
+    """The job of one run. `number` counts the variants; `again` tells apart trainings of the same variant and
+    replicate."""
     spec = study.spec(variant, replicate, number=number)
     if again:
         spec |= {"key": f"{spec['key']}-{again}", "name": f"{variant.composition.choices['model']} {again}"}
@@ -130,33 +137,40 @@ class Queue:
 
     def __init__(self) -> None:
         self.waiting: deque[Job] = deque()
-        self.open: dict[str, Job] = {}
+        self._keys: set[str] = set()  # of the jobs that wait or are handed out
 
     def add(self, job: Job) -> None:
-        assert job.key not in self.open
+        assert not self.holds(job.key)
+        self._keys.add(job.key)
         self.waiting.append(job)
 
+    def holds(self, key: str) -> bool:
+        return key in self._keys
+
     def take(self) -> Job | None:
-        if not self.waiting:
-            return None
-        job = self.waiting.popleft()
-        self.open[job.key] = job
-        return job
+        return self.waiting.popleft() if self.waiting else None
 
     def settle(self, job: Job) -> None:
-        del self.open[job.key]
+        self._keys.remove(job.key)
+
+    def withdraw(self, unwanted: Callable[[Job], bool]) -> list[Job]:
+        """Take out the waiting jobs that are not wanted any more."""
+        gone = [job for job in self.waiting if unwanted(job)]
+        for job in gone:
+            self.waiting.remove(job)
+            self._keys.remove(job.key)
+        return gone
 
     def retry(self, job: Job) -> bool:
         if job.deaths >= RETRIES:
             return False
-        del self.open[job.key]
         job.deaths += 1
         self.waiting.appendleft(job)
         return True
 
     @property
     def empty(self) -> bool:
-        return not self.waiting and not self.open
+        return not self._keys
 
 
 class SinglePlan:
@@ -165,6 +179,7 @@ class SinglePlan:
     reports = False
     total: int | None = 1
     known = 0
+    best = None
 
     def __init__(self, job: Job) -> None:
         self.result: Outcome | None = None
@@ -192,4 +207,4 @@ class SinglePlan:
 
     def ended(self) -> list[Planned]:
         variant = self._job.variant
-        return [Planned(variant.key, variant.shown, self.result)] if self.result else []
+        return [Planned(variant, self._job.replicate, self.result)] if self.result else []

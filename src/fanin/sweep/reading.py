@@ -11,6 +11,15 @@ from fanin.sweep import grammar, race
 from fanin.sweep.compose import Composer
 from fanin.sweep.study import Budget, Study, hash_of, objectives
 
+ON_DIVERGENCE = ("continue", "stop")
+SHAPES: dict[str, tuple[type, str]] = {
+    "name": (str, "a word"),
+    "question": (str, "a sentence"),
+    "racing": (Mapping, "{min_replicates: 3, confidence: 0.95}"),
+    "zip": (list, "[[initializer, optimizer.lr]]"),
+    "points": (list, "[{optimizer: sgd, optimizer.lr: 0.1}]"),
+    "when": (Mapping, "{optimizer.momentum: {optimizer: [momentum]}}"),
+}
 RACING = {"min_replicates": 3, "confidence": 0.95}
 
 
@@ -61,6 +70,7 @@ def read_study(
         pruner=settings.pruner,
         racing=_racing(declared),
         budget=settings.budget,
+        on_divergence=declared["on_divergence"],
         seed=base.config["seed"],
     )
     check_study(study)
@@ -89,6 +99,8 @@ def check_study(study: Study) -> None:
         require(
             grid,
             "study.racing",
+    if study.on_divergence not in ON_DIVERGENCE:
+        raise unknown("study.on_divergence", study.on_divergence, ON_DIVERGENCE)
             "races the variants of a grid; for a search, choose a pruner",
             study.sampler["name"],
         )

@@ -6,10 +6,15 @@ while the plan has jobs or runs are open:
                       an end    -> tell the plan
                       a death   -> name the cause, retry at most twice
     look for the end of the budget, for hung workers, and for Ctrl-C
+
+A run that no worker works on has an end in its spool, whatever became of its worker: if the worker could not
+write it, the coordinator does. So no run is ever left open by a session that ends.
 """
 
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,36 +22,40 @@ from types import FrameType
 from typing import Any, Protocol
 
 from fanin.folders import Folder
-from fanin.spool import Spool
+from fanin.spool import Spool, SpoolBusy
+from fanin.sweep.channel import Failure
 from fanin.sweep.display import Display
 from fanin.sweep.folder import Outcome, outcome
-from fanin.sweep.plan import Job, Plan
+from fanin.sweep.plan import RETRIES, Job, Plan, result_of
 from fanin.sweep.study import Budget
-from fanin.sweep.workers import Event, Failure, Pool, Worker
+from fanin.sweep.workers import Event, Pool, Worker
 
 TICK = 0.5  # seconds: the longest the coordinator sleeps
-GRACE = 6.0  # seconds: what running workers get to end cleanly after Ctrl-C
+GRACE = 4.0  # seconds that running workers get to finish their epoch after a stop
+INTERRUPTED = "interrupted"
+SHOWN = ("train/loss", "val/accuracy")  # what the display says of a running run
 
 
 class Ships(Protocol):
-    def nudge(self, folder: Folder) -> None: ...
+    def nudge(self, folder: Folder, *, ended: bool = False) -> None: ...
 
 
 @dataclass
 class Tally:
     """What happened: how the sweep ended, and counts of this session's runs."""
 
-    ended: str = "done"  # done | budget: ... | interrupted | refused: ...
+    ended: str = "done"  # done | budget: ... | interrupted
     finished: int = 0
     failed: int = 0
     pruned: int = 0
     diverged: int = 0
-    epochs: int = 0
     failures: dict[str, str] = field(default_factory=dict)
+    signalled: float | None = None  # when the first signal came, monotonic seconds
 
 
 class Coordinator:
-    """Runs a plan on a pool of workers. `describe(result) -> (verdict, value)` puts an outcome in words."""
+    """Runs a plan on a pool of workers. `describe(result) -> (verdict, value)` puts an outcome in words;
+    `metric` is what runs are judged by; `epochs` is how many of them earlier sessions recorded."""
 
     def __init__(
         self,
@@ -57,23 +66,28 @@ class Coordinator:
         display: Display,
         budget: Budget,
         describe: Callable[[Outcome], tuple[str, float]],
+        metric: str,
         sign: int,
         patience: float,
         checkpoint: float,
+        epochs: int = 0,
     ) -> None:
         self.plan, self.pool, self.shipper, self.display = plan, pool, shipper, display
         self.budget, self.describe, self.sign = budget, describe, sign
         self.patience, self.checkpoint = patience, checkpoint
+        self.watched = sorted({metric, *SHOWN})
+        self.epochs = epochs
         self.tally = Tally()
         self._signals = 0
         self._began = time.monotonic()
-        self._stopping: str | None = None
-        self._deadline = math.inf
+        self._stopping = False
+        self._deadline = math.inf  # until which what runs may finish its epoch; infinite while it may finish
 
     def run(self) -> Tally:
         """Until the plan is done, the budget is spent, or Ctrl-C."""
         before = {s: signal.signal(s, self._interrupt) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
+            self._check_budget(self.plan.best)
             while not self._over():
                 self._hand_out()
                 for event in self.pool.wait(TICK):
@@ -85,12 +99,12 @@ class Coordinator:
         return self.tally
 
     def _over(self) -> bool:
-        return not self.pool.busy() and (self._stopping is not None or self.plan.done)
+        return not self.pool.busy() and (self._stopping or self.plan.done)
 
     # ---- handing out ----
 
     def _hand_out(self) -> None:
-        while self._stopping is None:
+        while not self._stopping:
             worker = self._free_worker()
             job = self.plan.next() if worker else None
             if worker is None or job is None:
@@ -108,12 +122,10 @@ class Coordinator:
             "spec": dict(job.spec),
             "folder": str(job.folder),
             "judged": self.plan.reports,
+            "watched": self.watched,
             "checkpoint": self.checkpoint,
         }
-        try:
-            worker.do("run", payload, task=job)
-        except OSError:
-            pass  # died while idle: its sentinel tells, and the job is retried
+        worker.do("run", payload, task=job)
         self.display.begin(job.key, name=job.name, epochs=int(job.spec["config"].get("epochs") or 0))
 
     # ---- hearing ----
@@ -121,38 +133,69 @@ class Coordinator:
     def _hear(self, event: Event) -> None:
         job = event.worker.task
         if event.kind == "record":
-            self._record(event.worker, job, event.payload)
-        elif event.kind == "died":
-            if job is not None:
-                self._died(job, event.payload)
+            return self._record(event.worker, job, event.payload)
+        event.worker.task = None
+        if job is None:
+            return  # it was idle
+        if event.kind == "died":
+            self._died(job, event.payload)
+        elif event.kind == "failed":
+            self._failed(event.worker, job, event.payload)
         else:
-            event.worker.task = None
-            self._ended(job, event.payload)
+            result = outcome(job.folder)
+            assert result is not None, f"{job.key} ended without an end record"
+            self._ended(job, result)
 
     def _record(self, worker: Worker, job: Job, record: Mapping[str, Any]) -> None:
-        self.tally.epochs += record["epoch"] > 0
         self.shipper.nudge(Folder(job.folder))
         self.display.record(job.key, record)
         if self.plan.reports:
             worker.reply(self.plan.report(job, record))
-        if self.budget.epochs is not None and self.tally.epochs >= self.budget.epochs:
-            self._stop("budget: epochs are spent", interrupt=False)
+        if record["new"] and record["epoch"] > 0:
+            self.epochs += 1
+            self._check_budget(None)
 
-    def _ended(self, job: Job, payload: Any) -> None:
-        if isinstance(payload, Failure):
-            if payload.memory and self.plan.retry(job):
-                self.display.say(f"  {job.name}: {payload.message}; tried again", style="yellow")
-                return self.display.drop(job.key)
-        result = outcome(job.folder)
-        assert result is not None, f"{job.key} ended without an end record"
-        self.shipper.nudge(Folder(job.folder))
-        if result.status == "KILLED" and not result.final:
-            return self.display.drop(job.key)  # interrupted: the next session goes on with it
+    def _ended(self, job: Job, result: Outcome) -> None:
+        self.shipper.nudge(Folder(job.folder), ended=True)
+        if not result.final and result.status != "FAILED":
+            return self.display.drop(job.key)  # stopped: the next session goes on with it
         value = self.plan.finish(job, result)
         self._count(job, result)
-        target = self.budget.target
-        if target is not None and value is not None and self.sign * (value - target) >= 0:
-            self._stop(f"budget: target reached ({value:.6g})", interrupt=True)
+        self._check_budget(value)
+
+    def _failed(self, worker: Worker, job: Job, failure: Failure) -> None:
+        if failure.memory:
+            self.pool.dismiss(worker)  # what fills its memory may be its own
+            return self._put_back(job, failure.message, otherwise=failure.message)
+        known = outcome(job.folder)
+        if known is None or known.status != "FAILED":  # it came to grief outside the run's own record
+            known = self._close_run(job, status="FAILED", reason=failure.message)
+        self._ended(job, known)
+
+    def _died(self, job: Job, cause: str) -> None:
+        if (known := result_of(job)) is not None:
+            return self._ended(job, known)  # only the word of its end is missing
+        self._put_back(job, f"worker {cause}", otherwise=f"worker {cause}, {RETRIES + 1} times in a row")
+
+    def _put_back(self, job: Job, cause: str, *, otherwise: str) -> None:
+        """Try the run again, now or in the next session; after too many tries it failed, with the reason
+        `otherwise`."""
+        if not self._stopping and not self.plan.retry(job):
+            return self._ended(job, self._close_run(job, status="FAILED", reason=otherwise))
+        self._close_run(job, status="KILLED", reason=cause)
+        again = "" if self._stopping else f"; tried again ({job.deaths} of {RETRIES})"
+        self.display.say(f"  {job.name}: {cause}{again}", style="yellow")
+        self.display.drop(job.key)
+
+    def _close_run(self, job: Job, *, status: str, reason: str) -> Outcome:
+        """Write the end record that the worker could not write; it has ended, or has left the run."""
+        try:
+            with Spool(job.folder / "spool.jsonl", wait=GRACE) as log:
+                log.append("end", status=status, reason=reason, metrics={}, step=None, seconds=0.0)
+        except SpoolBusy as busy:  # by a stranger: it will write an end, too
+            reason = f"{reason}; {busy}"
+        self.shipper.nudge(Folder(job.folder), ended=True)
+        return Outcome(status, reason, metrics={}, epochs=0, seconds=0.0)
 
     def _count(self, job: Job, result: Outcome) -> None:
         verdict, value = self.describe(result)
@@ -170,53 +213,53 @@ class Coordinator:
             job.key, variant=job.variant.name, name=job.name, verdict=verdict, value=value, style=style
         )
 
-    def _died(self, job: Job, cause: str) -> None:
-        if self._stopping is not None and not cause.startswith("hung"):
-            self._close_run(job, status="KILLED", reason=f"interrupted; worker {cause}")
-            self.shipper.nudge(Folder(job.folder))
-            return self.display.drop(job.key)
-        if self.plan.retry(job):
-            self.display.say(f"  {job.name}: worker {cause}; tried again ({job.deaths} of 2)", style="yellow")
-            return self.display.drop(job.key)
-        reason = f"worker {cause}, {job.deaths + 1} times in a row"
-        self._close_run(job, status="FAILED", reason=reason)
-        self._ended(job, None)
-
-    def _close_run(self, job: Job, *, status: str, reason: str) -> None:
-        """Write the end record a worker could not write. The worker has ended, or has left the run."""
-        with Spool(job.folder / "spool.jsonl", wait=GRACE) as log:
-            log.append("end", status=status, reason=reason, metrics={}, step=0, seconds=0.0)
-
     # ---- watching ----
 
     def _watch(self) -> None:
         now = time.monotonic()
-        if self._signals and self._stopping is None:
+        if self._signals and self.tally.ended != INTERRUPTED:
             self.display.notice("stopping: saving what runs (once more: at once)")
-            self._stop("interrupted", interrupt=True)
-        if self.budget.seconds is not None and now - self._began > self.budget.seconds:
-            self._stop("budget: time is up", interrupt=True)
+            self._stop(INTERRUPTED, finish=False)
+        if self.budget.seconds is not None and now - self._began > self.budget.seconds and not self._stopping:
+            self._stop("budget: time is up", finish=False)
         for worker in self.pool.busy():
             if now - worker.heard > self.patience:
                 worker.kill(f"hung (no record for {self.patience:g} s)")
-        if now > self._deadline:
-            for worker in self.pool.busy():
-                worker.kill("did not stop in time")
+            elif now > self._deadline:
+                worker.kill("stopped in the middle of an epoch")
 
-    def _stop(self, why: str, *, interrupt: bool) -> None:
-        """Hand out nothing more; with `interrupt`, also end what runs (resumable)."""
-        if self._stopping is None:
-            self._stopping = self.tally.ended = why
-            if interrupt:
-                self._deadline = time.monotonic() + GRACE
-                for worker in self.pool.busy():
-                    worker.stop("interrupted")
+    def _check_budget(self, value: float | None) -> None:
+        """End the sweep if `value`, just found, reaches the target, or the epochs are spent."""
+        target, epochs = self.budget.target, self.budget.epochs
+        if self._stopping:
+            return
+        if target is not None and value is not None and self.sign * (value - target) >= 0:
+            self._stop(f"budget: target reached ({value:.6g})", finish=False)
+        elif epochs is not None and self.epochs >= epochs:
+            self._stop(f"budget: {self.epochs} epochs are trained", finish=True)
+
+    def _stop(self, why: str, *, finish: bool) -> None:
+        """Hand out nothing more. What runs may finish, or ends with its epoch, and is gone on with next
+        time."""
+        self._stopping, self.tally.ended = True, why
+        if not finish and self._deadline == math.inf:
+            self._deadline = time.monotonic() + GRACE
+            for worker in self.pool.busy():
+                worker.stop(why)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        """Count only: the loop acts on it, because a handler may find a message to a worker half written."""
+        """The first signal is only noted: the loop acts on it, because a handler may find a message half
+        written."""
         self._signals += 1
+        self.tally.signalled = self.tally.signalled or time.monotonic()
         if self._signals > 1:
-            for worker in self.pool.workers:
-                worker.process.kill()
-            self.display.close()
-            raise SystemExit(130)
+            abandon(self.pool)
+
+
+def abandon(pool: Pool) -> None:
+    """End everything at once. What is not in the spools is lost; the next session takes up the rest."""
+    for worker in pool.workers:
+        worker.process.kill()
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the live display had hidden the cursor
+    os._exit(130)

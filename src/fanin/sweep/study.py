@@ -62,6 +62,7 @@ class Study:
     sampler: Mapping[str, Any]
     pruner: Mapping[str, Any] | None = None
     racing: Mapping[str, Any] | None = None
+    on_divergence: str = "continue"  # continue | stop: of the further replicates of a variant
     budget: Budget = field(default_factory=Budget)
     seed: int = 0  # of the search
     own: bool = True  # fanin's own training; else a foreign program's function
@@ -81,6 +82,11 @@ class Study:
         if self.own:
             return "--extend", "--new"
         return "hydra.sweeper.change=extend", "hydra.sweeper.change=new"
+
+    @property
+    def stops_diverging(self) -> bool:
+        """Whether a variant of which a replicate diverged gets no further ones."""
+        return self.on_divergence == "stop"
 
     @property
     def pruner_name(self) -> str:
@@ -132,6 +138,7 @@ class Study:
             "pruner": dict(self.pruner) if self.pruner else None,
             "racing": dict(self.racing) if self.racing else None,
             "replicates": self.replicates,
+            "on_divergence": self.on_divergence,
             "config": identity_of(self.base.config) if self.own else self.base.config,
         }
 

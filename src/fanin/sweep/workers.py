@@ -6,43 +6,32 @@ talks to the coordinator over one pipe; whatever kills either side closes it:
     coordinator -> worker   ("do", kind, payload)   ("reply", value)   ("stop", reason)   ("leave",)
     worker -> coordinator   ("record", payload)     ("done", result)   ("failed", Failure)
 
-The same protocol serves training runs, the check of planned configurations, and functions of foreign Hydra apps.
+The same protocol serves training runs, the check of planned configurations, and functions of foreign Hydra
+apps.
+
+What a busy worker sends is short (a record has only what the coordinator looks at), so that it passes the
+pipe in one piece: a worker that froze half-way through a message would freeze its reader. channel.py has the
+worker's side.
 """
 
 import multiprocessing
 import os
-import pkgutil
-import queue
 import signal
 import sys
-import threading
 import time
-import traceback
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from fanin.errors import ConfigError
+from fanin.sweep.channel import SHIELDED, serve
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-
-
-class Stopped(BaseException):
-    """Raised inside a worker's task when the coordinator asks it to stop; not an Exception, so that no
-    `except Exception` of a model or a data set swallows it."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a task raised: `user` marks bad input (a ConfigError), `memory` an exhausted memory."""
-
-    message: str
-    traceback: str
-    user: bool
-    memory: bool
+STARTS = 3  # tries to start a worker, should the fork server die meanwhile
 
 
 @dataclass(frozen=True)
@@ -72,7 +61,7 @@ class Worker:
 
     def do(self, kind: str, payload: Any, *, task: Any) -> None:
         self.task, self.heard = task, time.monotonic()
-        self.connection.send(("do", kind, payload))
+        self._send(("do", kind, payload))
 
     def reply(self, value: Any) -> None:
         self._send(("reply", value))
@@ -92,8 +81,9 @@ class Worker:
 
 
 class Pool:
-    """`size` workers, restarted when they die. `task` is the dotted path of a callable that makes the worker's
-    handler, `handler(kind, payload, channel)`; `environments` gives each slot its own variables (devices)."""
+    """`size` workers, restarted when they die. `task` is the dotted path of a callable that makes the
+    worker's handler, `handler(kind, payload, channel)`; `environments` gives each slot its own variables
+    (devices)."""
 
     def __init__(
         self,
@@ -107,6 +97,7 @@ class Pool:
         self.task, self.arguments, self.size = task, dict(arguments), size
         self.environments = list(environments) or [{}]
         self.workers: list[Worker] = []
+        weakref.finalize(self, _kill_all, self.workers)  # also at exit, should nobody have closed the pool
         self._context = warm_up(task.partition(":")[0], threads=threads)
 
     def fill(self, wanted: int) -> None:
@@ -118,7 +109,7 @@ class Pool:
             self.workers.append(self._start(slot))
 
     def free(self) -> list[Worker]:
-        return [worker for worker in self.workers if worker.free]
+        return [worker for worker in self.workers if worker.free and not worker.ended]
 
     def busy(self) -> list[Worker]:
         return [worker for worker in self.workers if not worker.free]
@@ -133,31 +124,48 @@ class Pool:
             events += list(self._collect(worker))
         return events
 
-    def close(self, grace: float = 5.0) -> None:
-        """End all workers: those that do not leave within `grace` seconds are killed."""
+    def dismiss(self, worker: Worker) -> None:
+        """End a free worker; the next one starts afresh in its place."""
+        worker.ended = "dismissed"
+        worker._send(("leave",))
+
+    def close(self, grace: float = 1.0) -> None:
+        """End all workers: the busy ones, and those that do not leave within `grace` seconds, are killed."""
         for worker in self.workers:
             worker._send(("leave",))
+            if not worker.free:
+                worker.kill("not needed any more")
         deadline = time.monotonic() + grace
-        for worker in self.workers:
-            worker.process.join(max(0.0, deadline - time.monotonic()))
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
-            worker.connection.close()
-        self.workers.clear()
+        while self.workers:
+            _bury(self.workers[-1], grace=max(0.0, deadline - time.monotonic()))
+            self.workers.pop()
 
     def _start(self, slot: int) -> Worker:
-        ours, theirs = self._context.Pipe()
+        for _ in range(STARTS - 1):
+            try:
+                return self._launch(slot)
+            except (EOFError, OSError):
+                continue  # the fork server died just now; there will be another
+        return self._launch(slot)
+
+    def _launch(self, slot: int) -> Worker:
+        start_fork_server()
         environment = dict(self.environments[slot % len(self.environments)])
+        ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_serve,
+            target=serve,
             args=(theirs, self.task, self.arguments, environment),
             name=f"fanin-worker-{slot}",
-            daemon=True,
+            daemon=False,  # a daemon may have no children, and a data loader has some
         )
-        with _no_main_module():
-            process.start()
-        theirs.close()
+        try:
+            with _no_main_module():
+                process.start()
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         return Worker(slot=slot, process=process, connection=ours)
 
     def _collect(self, worker: Worker) -> Iterator[Event]:
@@ -171,10 +179,26 @@ class Pool:
             worker.heard = time.monotonic()
             yield Event(worker, kind, payload)
         if dead:
-            worker.process.join(timeout=2)
             self.workers.remove(worker)
-            worker.connection.close()
-            yield Event(worker, "died", worker.ended or cause_of_death(worker.process.exitcode))
+            yield Event(worker, "died", _bury(worker, grace=2.0))
+
+
+def _bury(worker: Worker, *, grace: float) -> str:
+    """Wait for a worker's end, after `grace` seconds by force, and let go of it. Returns the cause in
+    words."""
+    worker.process.join(grace)
+    if worker.process.is_alive():
+        worker.kill(worker.ended or "neither worked nor left")
+        worker.process.join()
+    cause = worker.ended or cause_of_death(worker.process.exitcode)
+    worker.connection.close()
+    worker.process.close()
+    return cause
+
+
+def _kill_all(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.process.kill()
 
 
 def cause_of_death(exitcode: int | None) -> str:
@@ -202,11 +226,20 @@ def warm_up(module: str, *, threads: int) -> Any:
         os.environ[variable] = str(threads)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
-    from multiprocessing import forkserver
-
-    with _no_main_module():
-        forkserver.ensure_running()
+    start_fork_server()
     return context
+
+
+def start_fork_server() -> None:
+    """Unless it runs. SIGINT and SIGTERM, which reach a whole process group, are blocked in it from its first
+    moment: it ends with its last client, and workers must be able to finish."""
+    resource_tracker.ensure_running()  # would unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SHIELDED)
+    try:
+        with _no_main_module():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -219,115 +252,3 @@ def _no_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-# ---- inside the worker ----
-
-
-class Channel:
-    """A worker's end of the pipe. A thread reads it, so that a stop reaches a task in the middle of an epoch,
-    and so that a worker whose coordinator is gone ends at once instead of training on."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._work: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._stop: str | None = None
-        self._busy = False
-        signal.signal(signal.SIGUSR1, self._raise_stopped)
-        signal.signal(signal.SIGTERM, self._terminated)
-        threading.Thread(target=self._read, daemon=True, name="fanin-channel").start()
-
-    def send(self, kind: str, payload: Any = None) -> None:
-        self._connection.send((kind, payload))
-
-    def ask(self, kind: str, payload: Any = None) -> Any:
-        """Send, and wait for the coordinator's reply."""
-        self.send(kind, payload)
-        return self._replies.get()
-
-    def next(self) -> tuple[Any, ...]:
-        return self._work.get()
-
-    @property
-    def stopped(self) -> str | None:
-        """Why the current task was asked to stop, if it was."""
-        return self._stop
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """While inside, a stop raises Stopped."""
-        self._stop, self._busy = None, True
-        try:
-            yield
-        finally:
-            self._busy = False
-
-    def _read(self) -> None:
-        while True:
-            try:
-                message = self._connection.recv()
-            except (EOFError, OSError):
-                os._exit(3)  # the coordinator is gone; what is recorded is on disk
-            if message[0] == "stop":
-                self._stop = message[1]
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-            elif message[0] == "reply":
-                self._replies.put(message[1])
-            else:
-                self._work.put(message)
-
-    def _raise_stopped(self, *_: Any) -> None:
-        if self._busy and self._stop is not None:
-            self._busy = False  # once: the task's own cleaning up must not be interrupted again
-            raise Stopped(self._stop)
-
-    def _terminated(self, *_: Any) -> None:
-        if not self._busy:
-            os._exit(0)
-        self._stop = "worker was terminated (SIGTERM)"
-        self._raise_stopped()
-
-
-def _serve(
-    connection: Connection, task: str, arguments: Mapping[str, Any], environment: Mapping[str, str]
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
-    os.environ.update(environment)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own models and data sets live in the project folder
-    channel = Channel(connection)
-    try:
-        handler = pkgutil.resolve_name(task)(**arguments)
-    except Exception as error:  # reported to the coordinator, which ends the sweep with it
-        channel.send("failed", _failure(error))
-        raise SystemExit(4) from error
-    while (message := channel.next())[0] != "leave":
-        _work(handler, channel, kind=message[1], payload=message[2])
-
-
-def _work(handler: Callable[..., Any], channel: Channel, *, kind: str, payload: Any) -> None:
-    try:
-        with channel.working():
-            result = handler(kind, payload, channel)
-    except Stopped as stopped:
-        channel.send("done", {"stopped": str(stopped)})
-    except Exception as error:
-        # Library code cut short by Stopped may answer with an error of its own while it unwinds.
-        channel.send("done", {"stopped": channel.stopped}) if channel.stopped else channel.send(
-            "failed", _failure(error)
-        )
-    else:
-        channel.send("done", result)
-
-
-def _failure(error: Exception) -> Failure:
-    memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-    text = str(error) or type(error).__name__
-    message = text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
-    return Failure(
-        message=message,
-        traceback="".join(traceback.format_exception(error)),
-        user=isinstance(error, ConfigError),
-        memory=memory,
-    )
