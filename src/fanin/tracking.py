@@ -12,10 +12,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fanin import bulk, view
-from fanin.description import Description
+from fanin.description import DataUsed, Description
 from fanin.errors import ConfigError, require
 from fanin.lock import exclusive
 from fanin.points import Point
@@ -107,11 +107,13 @@ class Tracker:
             )
         return run.info.run_id
 
-    def arrange(self, experiment: str, spec: Mapping[str, Any]) -> None:
-        """Give the experiment's page in MLflow's UI the columns, groups and charts of the study `spec`."""
-        page = view.arrange(spec["swept"], metric=spec["metric"], direction=spec["direction"])
-        with self.translated():
-            self._client.set_experiment_tag(self._experiment(experiment), view.TAG, view.encode(page))
+    def arrange(self, experiment: str, page: Mapping[str, object], *, question: str) -> None:
+        """Give the experiment's page in MLflow's UI an arrangement, and a description that leads to it."""
+        with self.translated() as client:
+            number = self._experiment(experiment)
+            client.set_experiment_tag(number, view.TAG, view.encode(page))
+            words = f"{question} [Charts and best runs]({view.link('', number).removeprefix('/')})"
+            client.set_experiment_tag(number, "mlflow.note.content", words.strip())
 
     def page(self, experiment: str, *, server: str) -> str:
         """The address of the experiment's page in the UI at `server`."""
@@ -138,6 +140,15 @@ class Tracker:
                 params=[Param(key, value) for key, value in (params or {}).items()],
                 tags=[RunTag(key, value) for key, value in (tags or {}).items()],
             )
+
+    def log_data(self, run: str, data: DataUsed) -> None:
+        """What the run is trained on. Twice does no harm: MLflow knows a data set by its name and digest."""
+        with self.translated() as client:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            dataset = Dataset(data.name, data.digest, "code", data.source, profile=data.profile)
+            tags = [InputTag("mlflow.data.context", "train, val, test")]
+            client.log_inputs(run, datasets=[DatasetInput(dataset, tags)])
 
     def upload(self, run: str, folder: Path) -> None:
         with self.translated() as client:
