@@ -115,6 +115,8 @@ def _open(study: str, *, project: str | Path, uri: str | None) -> Database | Ser
     """The source that has the study; ConfigError with the nearest names if there is none."""
     source = _source(Path(project), uri)
     names = source.studies()
+    if not names:
+        raise ConfigError(f"study: {study!r} is not there, nor is any other that this user may read")
     if study not in names or source.study_tags(study) is None:
         raise unknown("study", study, names)
     return source

@@ -6,6 +6,7 @@ What is sent when, and why twice does no harm, is in shipping.py.
 
 import logging
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -21,6 +22,7 @@ from fanin.lock import exclusive
 from fanin.points import Point
 
 if TYPE_CHECKING:
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
 SETTINGS = {
@@ -31,6 +33,8 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
+CLOSING = "\"')"  # what ends an error within an error
+CREDENTIALS = re.compile(r"//[^/@]*@")
 REFUSALS = {
     "BAD_REQUEST",
     "CUSTOMER_UNAUTHORIZED",
@@ -80,10 +84,24 @@ class Tracker:
         self._experiments: dict[str, str] = {}  # name -> id
         self._checked: set[str] = set()  # runs known to exist
 
+    @property
+    def address(self) -> str:
+        """The URI without a password that it may hold: for messages."""
+        return CREDENTIALS.sub("//", self.uri)
+
+    @property
+    def local(self) -> bool:
+        return sqlite_file(self.uri) is not None
+
     def connect(self) -> None:
         """Create or open the store now rather than at the first use."""
         with self.translated() as client:
             client.search_experiments(max_results=1)
+
+    def admit(self, experiment: str) -> None:
+        """Raise TrackingRefused unless this user may write the experiment, which is made if it is missing."""
+        with self.translated() as client:
+            client.set_experiment_tag(self._experiment(experiment), "fanin.study", experiment)
 
     def find(self, experiment: str, tags: Mapping[str, str]) -> list[TrackedRun]:
         """The runs with all these tags, the oldest first."""
@@ -247,9 +265,9 @@ class Tracker:
         try:
             yield self._client
         except MlflowException as error:
-            raise _kind(error.error_code)(f"{self.uri}: {_first_line(error)}") from error
+            raise _kind(error.error_code)(f"{self.address}: {_explain(error)}") from error
         except (OSError, SQLAlchemyError, sqlite3.Error) as error:
-            raise TrackingDown(f"{self.uri}: {_first_line(error)}") from error
+            raise TrackingDown(f"{self.address}: {_first_line(error)}") from error
 
 
 def resolve(uri: str | None, *, project: Path) -> str:
@@ -286,6 +304,18 @@ def _kind(code: str) -> type[RuntimeError]:
     if code == "RESOURCE_DOES_NOT_EXIST":
         return TrackingForgot
     return TrackingRefused if code in REFUSALS else TrackingDown
+
+
+def _explain(error: "MlflowException") -> str:
+    """What went wrong and what to do, where MLflow's words are about its requests."""
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or "nobody"
+    if error.error_code == "UNAUTHENTICATED":
+        return f"refused {user!r} (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    if error.error_code == "PERMISSION_DENIED" and "Permission denied" in str(error):
+        return f"{user!r} has no right to this study (403): ask who made it for one, or choose another name"
+    if "Max retries exceeded" in str(error):  # by the chain of urllib3's errors, which names the request
+        return f"cannot be reached: {str(error).rpartition(': ')[2].rstrip(CLOSING)[:200]}"
+    return _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
