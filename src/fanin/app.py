@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fanin.errors import ConfigError, unknown
+from fanin.tracking import TrackingDown, TrackingRefused
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = {
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"fanin: {error}", file=sys.stderr)
         return BAD_INPUT
+    except (TrackingDown, TrackingRefused) as error:
+        print(f"fanin: {error}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, TrackingRefused) else FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `fanin results | head`

@@ -1,7 +1,9 @@
 """Before the first run: every planned configuration is built once, in a worker, without memory or training."""
 
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from fanin.errors import ConfigError
@@ -12,6 +14,25 @@ from fanin.sweep.study import Study, Variant, hash_of
 from fanin.sweep.workers import Pool
 
 SHOWN = 5  # complaints shown when many configurations are refused
+
+
+def check_tracking(study: Study, project: Path) -> None:
+    """Hear a server's no before the first run starts. One that is down may come back: training does not wait.
+
+    Raises ConfigError.
+    """
+    from fanin.tracking import Tracker, TrackingDown, TrackingRefused
+
+    uri = study.base.config["tracking"]["uri"] if study.own else "none"
+    tracker = Tracker(project=project, uri=uri) if uri != "none" else None
+    if tracker is None or tracker.local:
+        return
+    try:
+        tracker.admit(study.name)
+    except TrackingRefused as error:
+        raise ConfigError(f"tracking: {error}") from error
+    except TrackingDown as error:
+        print(f"fanin: the runs stay here until tracking is back: {error}", file=sys.stderr)
 
 
 def grid_of(study: Study) -> list[Variant]:

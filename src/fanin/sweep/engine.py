@@ -14,7 +14,7 @@ import yaml
 from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit
 from fanin.sweep.adaptive import SearchPlan
-from fanin.sweep.checks import SHOWN, call, check, corners, fetch, grid_of
+from fanin.sweep.checks import SHOWN, call, check, check_tracking, corners, fetch, grid_of
 from fanin.sweep.devices import open_pool, size_pool
 from fanin.sweep.display import Display
 from fanin.sweep.folder import Outcome, StudyFolder, archive, stamp
@@ -167,6 +167,7 @@ def _run(
 
 
 def declare(study: Study, folder: StudyFolder, project: Path) -> None:
+    check_tracking(study, project)
     declare_study(
         project,
         study.name,
