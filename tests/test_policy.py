@@ -37,7 +37,7 @@ IMPORTERS = {
         *("fanin", "fanin.app", "fanin.compare", "fanin.report", "fanin.results", "fanin.sweep", "fanin.ui"),
     ],
     "fanin.tracking": [
-        *("fanin.app", "fanin.doctor", "fanin.run", "fanin.sweep", "fanin.ui"),  # who has something to store
+        *("fanin.app", "fanin.doctor", "fanin.report", "fanin.run", "fanin.sweep", "fanin.ui"),  # who stores
         *("fanin.query", "fanin.server", "fanin.shipper", "fanin.shipping"),  # who knows how
     ],
     "hydra_plugins": [],
@@ -47,6 +47,7 @@ LEVELS = {
     "fanin.train": 1,
     "fanin.run": 2,
     "fanin.sweep": 3,
+    "fanin.report": 4,  # the factors that matter, as a sweep's own summary weighs them
     "hydra_plugins": 4,
     "fanin.app": 5,
     "fanin.__main__": 6,

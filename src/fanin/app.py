@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,7 +16,7 @@ HELP = {
     "train": "train one run; with -m, every point of the overrides' grid (initializer=xavier_uniform,he_normal)",
     "sweep": "run or resume the study sweeps/STUDY.yaml",
     "results": "print a study's leaderboard, or write every run as a table",
-    "report": "write a study's HTML report",
+    "report": "write a study's report, one HTML page, to reports/ and to MLflow",
     "ui": "the MLflow UI on http://127.0.0.1:5000",
     "sync": "ship to MLflow what the spool still holds",
     "doctor": "what device, data sets and tracking store this machine has, and what is wrong",
@@ -118,7 +119,14 @@ def _sweep(options: argparse.Namespace) -> int:
 def _launch_options(options: argparse.Namespace) -> "engine.Options":  # type: ignore[name-defined]  # noqa: F821
     from fanin.sweep.engine import Options
 
-    return Options(dry_run=options.dry_run, extend=options.extend, new=options.new)
+    command = shlex.join(["fanin", *_command(options), *options.overrides])
+    return Options(dry_run=options.dry_run, extend=options.extend, new=options.new, command=command)
+
+
+def _command(options: argparse.Namespace) -> list[str]:
+    if "study" in options:
+        return ["sweep", options.study]
+    return ["train", "-m"] if options.multirun else ["train"]
 
 
 def _results(options: argparse.Namespace) -> int:
@@ -132,9 +140,13 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    raise ConfigError(
-        "report: not part of this version yet; `fanin results` and the MLflow UI show the study"
-    )
+    from fanin import report
+
+    written = report.write(options.study, project=Path.cwd())
+    print(written.path.relative_to(Path.cwd()))
+    if written.unattached:
+        print(f"fanin: not attached to the study in MLflow: {written.unattached}", file=sys.stderr)
+    return DONE
 
 
 def _ui(options: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """A sweep of fanin's own runs, from a study to its answer."""
 
+import json
 import math
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 
 from fanin.folders import MEMORY, Folder, declare_study
-from fanin.provenance import git_commit
+from fanin.provenance import git_commit, versions
 from fanin.sweep.adaptive import SearchPlan
 from fanin.sweep.checks import SHOWN, call, check, check_tracking, corners, fetch, grid_of
 from fanin.sweep.devices import open_pool, size_pool
@@ -26,6 +27,7 @@ from fanin.sweep.search import Search
 from fanin.sweep.study import Study, Variant
 from fanin.sweep.summary import as_data, summarise
 from fanin.sweep.workers import Pool
+from fanin.tracking import CREDENTIALS
 
 FLUSH = 30.0  # seconds the end of a sweep waits for MLflow; `fanin sync` ships what is left
 LEAVE = 8.0  # seconds from the signal that interrupts a sweep to its end, MLflow or not
@@ -36,11 +38,12 @@ NO_LIMITS = {"patience": math.inf, "checkpoint": math.inf}  # of a foreign progr
 
 @dataclass(frozen=True)
 class Options:
-    """The command's flags."""
+    """The command's flags, and the command itself as it can be typed again."""
 
     dry_run: bool = False
     extend: bool = False
     new: bool = False
+    command: str = ""
 
 
 def sweep(study: Study, *, options: Options, project: Path) -> int:
@@ -89,7 +92,7 @@ def train(study: Study, *, options: Options, project: Path) -> int:
             return DONE
         fetch([one], pool)
         folder = StudyFolder(project / MEMORY / study.name)
-        declare(study, folder, project)
+        declare(study, folder, project, command=options.command)
         job = plan_job(study, one, one.composition.config["replicate"], folder, again=stamp())
         folder.bury()
         folder.spool.append("start")
@@ -142,7 +145,7 @@ def _run(
     try:
         folder.admit(study.identity(), extend=options.extend, flags=study.flags)
         plan = make_plan(study, variants, folder, extend=options.extend)
-        declare(study, folder, project)
+        declare(study, folder, project, command=options.command)
         folder.bury()
         with shipping(study, project) as shipper:
             folder.spool.append("start")
@@ -166,7 +169,7 @@ def _run(
         folder.close()
 
 
-def declare(study: Study, folder: StudyFolder, project: Path) -> None:
+def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -> None:
     check_tracking(study, project)
     declare_study(
         project,
@@ -177,7 +180,11 @@ def declare(study: Study, folder: StudyFolder, project: Path) -> None:
         metric=study.objective.metric,
         direction=study.objective.direction,
         replicates=study.replicates,
-        tags={"fanin.git": git_commit(project)},
+        tags={
+            "fanin.git": git_commit(project),
+            "fanin.command": CREDENTIALS.sub("//", command) or None,
+            "fanin.versions": json.dumps(versions()),
+        },
     )
 
 
