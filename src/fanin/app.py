@@ -4,32 +4,46 @@ import argparse
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 from fanin.errors import ConfigError, unknown
 from fanin.tracking import TrackingDown, TrackingRefused
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = {
-    "train": "train one run; with -m, every point of the overrides' grid (initializer=xavier_uniform,he_normal)",
-    "sweep": "run or resume the study sweeps/STUDY.yaml",
+    "train": "train one run; with -m, one for each combination of the values given",
+    "sweep": "run the study sweeps/STUDY.yaml, or go on with it where it stopped",
     "results": "print a study's leaderboard, or write every run as a table",
     "report": "write a study's report, one HTML page, to reports/ and to MLflow",
-    "ui": "the MLflow UI on http://127.0.0.1:5000",
-    "sync": "ship to MLflow what the spool still holds",
-    "doctor": "what device, data sets and tracking store this machine has, and what is wrong",
+    "ui": "serve the MLflow UI on http://127.0.0.1:5000",
+    "sync": "ship to MLflow what it does not have yet",
+    "doctor": "say what device, data sets and tracking store there are, and what is wrong",
 }
+EXAMPLES = """\
+examples:
+  fanin sweep initializers                        a study; the same command again goes on where it stopped
+  fanin sweep initializers --dry-run              its plan, its size and how long it will take
+  fanin results initializers                      its answer
+  fanin train model=cnn_small optimizer.lr=0.01   one run; keys and choices are those of conf/
+  fanin train 'regularization=[dropout,l1]'       two choices at once; the quotes are for the shell
+  fanin train -m initializer=zeros,he_normal      a grid: one run of each
+  fanin train -m hydra/sweeper=tpe hydra.sweeper.max_trials=30 'optimizer.lr=interval(0.001,0.1)'
+                                                  a search of 30 trials
+
+exit codes: 0 done, 1 runs failed, 2 bad input, 130 interrupted
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command in `arguments` (default: the process's own) and return its exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # a user's own models and data sets live in the project folder
     try:
+        options = parse(sys.argv[1:] if arguments is None else arguments)
         return int(options.run(options) or DONE)
     except ConfigError as error:
         print(f"fanin: {error}", file=sys.stderr)
@@ -44,21 +58,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command and its options, in whatever order flags and overrides come. Raises ConfigError."""
+    parser = _parser()
+    if not arguments:
+        raise ConfigError("which command? Here is the help.\n\n" + parser.format_help())
+    if not arguments[0].startswith("-") and arguments[0] not in HELP:
+        raise unknown("command", arguments[0], HELP)
+    options, rest = parser.parse_known_args(arguments)
+    for word in rest:
+        if word.startswith("-") or "overrides" not in options:
+            raise ConfigError(f"{word}: no such option; see `fanin {arguments[0]} --help`")
+        options.overrides.append(word)
+    return options
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose errors are bad input like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fanin",
-        description="Sweep weight initializers, regularizers, optimizers and architectures; see which of them matter.",
-        epilog="Overrides are Hydra's: optimizer=sgd optimizer.lr=0.1 'regularization=[dropout,batchnorm]'.",
+        description="Sweep initializers, regularizers, optimizers and architectures; see what matters.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"fanin {version('fanin')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    train = commands.add_parser("train", help=HELP["train"], description=HELP["train"])
+    train = commands.add_parser(
+        "train",
+        help=HELP["train"],
+        description=HELP["train"],
+        epilog=_choices(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     train.add_argument("-m", "--multirun", action="store_true", help="sweep over the overrides' values")
     _add_sweep_flags(train)
     train.set_defaults(run=_train)
 
-    sweep = commands.add_parser("sweep", help=HELP["sweep"], description=HELP["sweep"])
+    sweep = commands.add_parser(
+        "sweep",
+        help=HELP["sweep"],
+        description=HELP["sweep"],
+        epilog=_studies(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     sweep.add_argument("study", help="a file in sweeps/, without .yaml")
     _add_sweep_flags(sweep)
     sweep.set_defaults(run=_sweep)
@@ -91,6 +140,32 @@ def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--new", action="store_true", help="put the study's runs aside and start over")
 
 
+def _choices() -> str:
+    """The groups of conf/ and what there is to choose from, for the help text."""
+    groups = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in _folders("conf")}
+    if not groups:
+        return "run it in a project folder, one with conf/ and sweeps/"
+    lines = [
+        textwrap.fill(" ".join(names), 100, initial_indent=f"  {group:<15}", subsequent_indent=" " * 17)
+        for group, names in groups.items()
+    ]
+    return "\n".join(["choices in conf/:", *lines, "", "e.g. fanin train model=cnn_small optimizer.lr=0.01"])
+
+
+def _folders(name: str) -> list[Path]:
+    return sorted(path for path in Path(name).glob("*") if path.is_dir())
+
+
+def _studies() -> str:
+    """The studies of sweeps/ with their questions, for the help text."""
+    lines = []
+    for path in sorted(Path("sweeps").glob("*.yaml")):
+        comments = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("# ")]
+        question = next((line[2:] for line in comments if "@package" not in line), "")
+        lines.append(f"  {path.stem:<15}{question}")
+    return "\n".join(["studies in sweeps/:", *lines]) if lines else "there is no sweeps/ folder here"
+
+
 # Imports are local to a command: `fanin results` must not wait for Hydra, nor `fanin --help` for anything.
 
 
@@ -99,6 +174,8 @@ def _train(options: argparse.Namespace) -> int:
 
     if options.multirun:
         return launch.multirun(options.overrides, _launch_options(options))
+    if options.extend or options.new:
+        raise ConfigError("--extend and --new are for sweeps: a single run is trained anew each time")
     return launch.single(options.overrides, _launch_options(options))
 
 

@@ -283,6 +283,9 @@ def resolve(uri: str | None, *, project: Path) -> str:
     require(
         known, "MLFLOW_TRACKING_URI", "must be a sqlite:///, http(s):// or postgresql+psycopg:// URI", uri
     )
+    rule = "must name a file after three slashes, sqlite:///mlflow.db"
+    require(scheme != "sqlite" or len(uri) > 10 and uri[9] == "/", "MLFLOW_TRACKING_URI", rule, uri)
+    require(scheme[:4] != "http" or uri.split("://")[1], "MLFLOW_TRACKING_URI", "must name a server", uri)
     database = sqlite_file(uri)
     return uri if database is None else f"sqlite:///{project / database}"
 

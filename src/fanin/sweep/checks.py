@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from fanin.errors import ConfigError
-from fanin.sweep.space import DISCRETE, Axis
 from fanin.folders import MEMORY
 from fanin.sweep.channel import Failure
+from fanin.sweep.space import DISCRETE, Axis
 from fanin.sweep.study import Study, Variant, hash_of
 from fanin.sweep.workers import Pool
 
 SHOWN = 5  # complaints shown when many configurations are refused
+
+
+def check_ground(project: Path) -> None:
+    """Whether there is a place to write to. Raises ConfigError."""
+    memory = project / MEMORY
+    place = memory if memory.exists() else project
+    if not place.is_dir():
+        raise ConfigError(f"{place}: is a file, where the records of runs have their folder: move it away")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{place}: cannot be written to, and the records of runs belong there")
 
 
 def check_tracking(study: Study, project: Path) -> None:

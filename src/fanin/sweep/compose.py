@@ -27,15 +27,6 @@ from fanin.sweep.grammar import malformed
 from fanin.sweep.keys import check_keys, dotted
 
 LISTS = ("regularization",)  # groups of which several choices hold at once
-SWEEPER = (
-    "params",
-    "sampler",
-    "pruner",
-    "max_trials",
-    "max_epochs",
-    "timeout",
-    "target",
-)  # what a study sets of it
 
 
 @dataclass(frozen=True)
@@ -216,16 +207,16 @@ def _composition_error(error: Exception, composer: Composer) -> ConfigError:
     text = str(error)
     found = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
     if found:
-        return unknown_key(
-            str(getattr(error, "full_key", None) or found.group(1) or found.group(2)), composer
+        key = str(getattr(error, "full_key", None) or found.group(1) or found.group(2))
+        return (
+            _unknown_setting(key, error.__cause__) if key.startswith("hydra.") else unknown_key(key, composer)
         )
     merged = re.match(r"Error merging override \+*([^=]+)=", text)
     if merged:
         return ConfigError(f"{merged.group(1)}: {_first_line(error.__cause__ or error)}")
     composing = re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)", text)
     if composing:
-        key = getattr(error.__cause__, "full_key", None)
-        return ConfigError(f"{composing.group(1)}.yaml: {f'{key}: ' if key else ''}{composing.group(2)}")
+        return _file_error(composing.group(1), composing.group(2), re.search(r"full_key: (\S+)", text))
     return ConfigError(_first_line(error))
 
 
@@ -237,12 +228,26 @@ def _unreadable(error: yaml.YAMLError | UnicodeDecodeError) -> ConfigError:
     return ConfigError(f"{mark.name}, line {mark.line + 1}: is no valid YAML: {problem}")
 
 
+def _file_error(file: str, problem: str, key: re.Match[str] | None) -> ConfigError:
+    if "Cannot merge" in problem:
+        problem = (
+            "a list is given where a mapping belongs, or the reverse: study.zip and study.points are lists, "
+            "study.when and hydra.sweeper.params mappings"
+        )
+    return ConfigError(f"{file}.yaml: {f'{key.group(1)}: ' if key else ''}{problem}")
+
+
+def _unknown_setting(key: str, cause: BaseException | None) -> ConfigError:
+    """One of Hydra's own settings; the cause knows what there is beside it."""
+    here = [str(name) for name in getattr(cause, "parent_node", None) or () if not str(name).startswith("_")]
+    near = nearest(key.rpartition(".")[2], here)
+    parent = key.rpartition(".")[0]
+    hint = f"; did you mean {parent}.{near}?" if near else ""
+    return ConfigError(f"{key}: no such key{hint}; {parent} has {', '.join(here)}")
+
+
 def unknown_key(key: str, composer: Composer) -> ConfigError:
     """No such key: suggest the nearest one at the same place, then one of that name anywhere."""
-    if key.startswith("hydra."):
-        return ConfigError(
-            f"{key}: no such key among Hydra's settings; hydra.sweeper has {', '.join(SWEEPER)}"
-        )
     known = composer.known_keys()
     parent, _, name = key.rpartition(".")
     here = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]

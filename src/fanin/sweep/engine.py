@@ -15,7 +15,7 @@ import yaml
 from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit, versions
 from fanin.sweep.adaptive import SearchPlan
-from fanin.sweep.checks import SHOWN, call, check, check_tracking, corners, fetch, grid_of
+from fanin.sweep.checks import SHOWN, call, check, check_ground, check_tracking, corners, fetch, grid_of
 from fanin.sweep.devices import open_pool, size_pool
 from fanin.sweep.display import Display
 from fanin.sweep.folder import Outcome, StudyFolder, archive, stamp
@@ -48,6 +48,7 @@ class Options:
 
 def sweep(study: Study, *, options: Options, project: Path) -> int:
     """Run, resume or (options.dry_run) only show the study. Returns the exit code."""
+    check_ground(project)
     hardware = study.base.config["hardware"]
     pool = open_pool(hardware)
     try:
@@ -59,6 +60,7 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
             show_plan(study, variants, pool)
             return DONE
         fetch(variants, pool)
+        check_tracking(study, project)
         if study.racing:
             study = replace(study, racing={**study.racing, "resolution": resolution(study, pool)})
         return _run(study, variants if grid else None, pool, options=options, project=project)
@@ -81,6 +83,7 @@ def sweep_foreign(
 
 def train(study: Study, *, options: Options, project: Path) -> int:
     """One run of the study's base configuration. Trained anew each time it is asked for."""
+    check_ground(project)
     hardware = study.base.config["hardware"]
     pool = open_pool(hardware)
     try:
@@ -91,6 +94,7 @@ def train(study: Study, *, options: Options, project: Path) -> int:
             show_plan(study, [one], pool)
             return DONE
         fetch([one], pool)
+        check_tracking(study, project)
         folder = StudyFolder(project / MEMORY / study.name)
         declare(study, folder, project, command=options.command)
         job = plan_job(study, one, one.composition.config["replicate"], folder, again=stamp())
@@ -102,9 +106,9 @@ def train(study: Study, *, options: Options, project: Path) -> int:
             shipper.catch_up(folder.folder)
             plan = SinglePlan(job)
             tally = coordinate(study, plan, pool, shipper, every_epoch=True)
+            flush(shipper, tally)
         result = plan.result
         if result:
-            flush(shipper, tally)
             print(
                 "  "
                 + "  ".join(
@@ -144,9 +148,9 @@ def _run(
     folder = StudyFolder(path)
     try:
         folder.admit(study.identity(), extend=options.extend, flags=study.flags)
+        folder.bury()
         plan = make_plan(study, variants, folder, extend=options.extend)
         declare(study, folder, project, command=options.command)
-        folder.bury()
         with shipping(study, project) as shipper:
             folder.spool.append("start")
             for left in (folder.folder, Folder(aside) if aside else None):
@@ -163,14 +167,13 @@ def _run(
             print(answer.text)
             if best:
                 best.write_text(yaml.safe_dump(as_data(study, answer.best), sort_keys=False))
+            flush(shipper, tally)
         return exit_code(tally)
     finally:
-            flush(shipper, tally)
         folder.close()
 
 
 def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -> None:
-    check_tracking(study, project)
     declare_study(
         project,
         study.name,
@@ -224,13 +227,13 @@ def coordinate(
         display=display,
         budget=study.budget,
         describe=lambda result: describe(result, study),
+        metric=objective.metric,
         sign=objective.sign,
         patience=hardware["patience"],
-        metric=objective.metric,
         checkpoint=hardware["checkpoint"],
+        epochs=epochs,
     )
     display.start(total=plan.total, done=plan.known)
-        epochs=epochs,
     try:
         return coordinator.run()
     finally:

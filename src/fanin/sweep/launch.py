@@ -3,6 +3,8 @@
 Both `fanin sweep STUDY` and Hydra's own `-m` end in `sweep`, called by the sweeper plugin.
 """
 
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ import hydra
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.errors import ConfigCompositionException
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
@@ -24,10 +27,18 @@ from fanin.sweep.reading import Settings, read_study
 from fanin.sweep.study import Budget
 
 OWN_CONFIG = "config"
-DEFAULT_TRIALS = 20  # of a search that sets no max_trials
 BAD_INPUT = 2  # exit code
 # Hydra 1.4 is of one base, and warns when it is told of another; 1.3 warns when it is not told.
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
+INSTEAD = {  # the sweeper's fields for other programs: their defaults, and what fanin has in their place
+    "study": (None, "study.name"),
+    "direction": ("minimize", "study.direction"),
+    "seed": (0, "seed"),
+    "workers": (None, "hardware.workers"),
+    "threads": (1, "hardware.threads"),
+    "change": ("refuse", "--extend or --new"),
+}
+DEFAULT_TRIALS = 20  # of a search that sets no max_trials
 
 
 def own_task(config: Any) -> None:
@@ -39,15 +50,9 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
     """Compose fanin's configuration under `overrides` and hand it to the sweeper plugin it names."""
     from hydra._internal.callbacks import Callbacks
 
-    with project_loader() as (loader, found):
-        overrides = [*found, *overrides]
-        composer = Composer(loader, config_name=OWN_CONFIG, fixed=found)
-        with friendly_errors(composer):
-            config = loader.load_configuration(OWN_CONFIG, list(overrides), run_mode=RunMode.MULTIRUN)
-            if config.hydra.runtime.choices["hydra/sweeper"] == "basic":
-                # Hydra's own default; an `override` in conf/config.yaml would win over the study file's.
-                overrides = [*overrides, "hydra/sweeper=grid"]
-                config = loader.load_configuration(OWN_CONFIG, list(overrides), run_mode=RunMode.MULTIRUN)
+    with terminable(), project_loader() as (loader, found):
+        with friendly_errors(Composer(loader, config_name=OWN_CONFIG, fixed=found)):
+            config = _with_sweeper(loader, [*found, *overrides])
         context = HydraContext(config_loader=loader, callbacks=Callbacks(config))
         sweeper: Any = Plugins.instance().instantiate_sweeper(
             hydra_context=context, task_function=own_task, config=config
@@ -57,6 +62,35 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
         )
         sweeper.options = options
         return int(sweeper.sweep(list(config.hydra.overrides.task)))
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM means what Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _with_sweeper(loader: ConfigLoader, overrides: list[str]) -> Any:
+    """The configuration of a multirun; the sweeper is grid where nobody chooses one.
+
+    A default in conf/config.yaml would win over the choice of a study file. Hydra's own default does not know
+    the keys of ours, so composing with it may fail for that reason alone.
+    """
+    config = None
+    try:
+        config = loader.load_configuration(OWN_CONFIG, overrides, run_mode=RunMode.MULTIRUN)
+    except ConfigCompositionException:
+        pass  # with the grid, it either works or says what else is wrong
+    if config is None or config.hydra.runtime.choices["hydra/sweeper"] == "basic":
+        chosen = any(line.startswith("hydra/sweeper=") for line in overrides)
+        overrides = [line for line in overrides if line != "hydra/sweeper=basic"]
+        grid = [] if chosen and config is None else ["hydra/sweeper=grid"]
+        config = loader.load_configuration(OWN_CONFIG, overrides + grid, run_mode=RunMode.MULTIRUN)
+    return config
 
 
 @contextmanager
@@ -75,8 +109,11 @@ def project_loader() -> Iterator[tuple[ConfigLoader, list[str]]]:
 
 def single(overrides: Sequence[str], options: Options) -> int:
     """Train the one configuration that `overrides` describe; a sweep among them is refused."""
-    with project_loader() as (loader, found):
-        swept = grammar.parse(None, overrides=overrides, loader=loader).axes
+    with terminable(), project_loader() as (loader, found):
+        space = grammar.parse(None, overrides=overrides, loader=loader)
+        named = next((line for line in space.fixed if line.startswith("study.name=")), None)
+        require(named is None, "study.name", "names a sweep; single runs are all kept under train", named)
+        swept = space.axes
         if swept:
             raise ConfigError(
                 f"{swept[0].key}: {swept[0].text} has several values; sweep them with `fanin train -m`"
@@ -97,6 +134,9 @@ def sweep(sweeper: Any, arguments: list[str]) -> int:
     settings = Settings(**plain(sweeper.settings))
     if sweeper.task_function is not own_task:
         return _sweep_foreign(sweeper, arguments, settings)
+    for field, (usual, ours) in INSTEAD.items():
+        value = sweeper.settings[field]
+        require(value == usual, f"hydra.sweeper.{field}", f"is for other programs; here it is {ours}", value)
     study = read_study(
         sweeper.hydra_context.config_loader,
         config_name=sweeper.config.hydra.job.config_name,
@@ -111,11 +151,17 @@ def _sweep_foreign(sweeper: Any, arguments: list[str], settings: Settings) -> in
     """A foreign program has no use for an exit code from here: what is wrong is raised, for Hydra to show."""
     from fanin.sweep import foreign
 
-    fields = foreign.settings_of(sweeper)
-    study = foreign.read_foreign(sweeper, arguments, settings, fields)
-    options = Options(extend=fields["change"] == "extend", new=fields["change"] == "new")
-    pool = foreign.open_foreign_pool(sweeper, fields)
-    code = engine.sweep_foreign(study, pool, options=options, project=Path.cwd())
+    try:
+        fields = foreign.settings_of(sweeper)
+        study = foreign.read_foreign(sweeper, arguments, settings, fields)
+        options = Options(extend=fields["change"] == "extend", new=fields["change"] == "new")
+        pool = foreign.open_foreign_pool(sweeper, fields)
+        best = foreign.open_results(sweeper) / "optimization_results.yaml"
+        with terminable():
+            code = engine.sweep_foreign(study, pool, options=options, project=Path.cwd(), best=best)
+    except ConfigError as error:
+        print(f"fanin: {error}", file=sys.stderr)
+        code = BAD_INPUT
     if code:
         raise SystemExit(code)
     return code
@@ -130,12 +176,16 @@ def plain(settings: Any) -> dict[str, Any]:
         "sampler": sampler,
         "pruner": None if pruner.get("name", "none") == "none" else pruner,
         "budget": Budget(
-            trials=values["max_trials"] or (None if sampler["name"] == "grid" else DEFAULT_TRIALS),
+            trials=_trials(values["max_trials"], grid=sampler["name"] == "grid"),
             seconds=values["timeout"],
             target=values["target"],
             epochs=values.get("max_epochs"),
         ),
     }
+
+
+def _trials(given: int | None, *, grid: bool) -> int | None:
+    return given if given is not None or grid else DEFAULT_TRIALS
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

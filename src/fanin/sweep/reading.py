@@ -46,6 +46,7 @@ def read_study(
     composer = Composer(loader, config_name=config_name, fixed=[*hydra_overrides, *spaceless.fixed])
     base = composer.compose()
     declared = base.config["study"]
+    check_shapes(declared)
     space = grammar.parse(
         settings.params,
         overrides=arguments,
@@ -69,12 +70,23 @@ def read_study(
         sampler=settings.sampler,
         pruner=settings.pruner,
         racing=_racing(declared),
-        budget=settings.budget,
         on_divergence=declared["on_divergence"],
+        budget=settings.budget,
         seed=base.config["seed"],
     )
     check_study(study)
     return study if study.name else replace(study, name=f"adhoc-{hash_of(study.identity())}")
+
+
+def check_shapes(declared: Mapping[str, Any]) -> None:
+    """That `study`'s lists are lists and its mappings mappings. Raises ConfigError."""
+    for key, (kind, example) in SHAPES.items():
+        value = declared[key]
+        fits = isinstance(value, kind) or (value is None and key in ("name", "question", "racing"))
+        require(fits, f"study.{key}", f"must look like {example}", value)
+        if key == "zip":
+            groups = all(isinstance(group, list) for group in value)
+            require(groups, f"study.{key}", f"must look like {example}", value)
 
 
 def check_study(study: Study) -> None:
@@ -87,6 +99,8 @@ def check_study(study: Study) -> None:
         "must name a folder",
         study.name,
     )
+    if study.on_divergence not in ON_DIVERGENCE:
+        raise unknown("study.on_divergence", study.on_divergence, ON_DIVERGENCE)
     grid = study.sampler["name"] == "grid"
     metrics = [objective.metric for objective in study.objectives]
     require(
@@ -99,8 +113,6 @@ def check_study(study: Study) -> None:
         require(
             grid,
             "study.racing",
-    if study.on_divergence not in ON_DIVERGENCE:
-        raise unknown("study.on_divergence", study.on_divergence, ON_DIVERGENCE)
             "races the variants of a grid; for a search, choose a pruner",
             study.sampler["name"],
         )
@@ -112,12 +124,30 @@ def check_study(study: Study) -> None:
         "max_epochs": budget.epochs,
     }.items():
         require(limit is None or limit > 0, f"hydra.sweeper.{key}", "must be null or > 0", limit)
+    rule = "a grid runs all of its points; leave it out, or search: hydra/sweeper=tpe"
+    require(not (grid and study.own and budget.trials), "hydra.sweeper.max_trials", rule, budget.trials)
     require(
         grid or study.space.axes,
         "hydra.sweeper.params",
-        "a search needs a space: key: interval(...) or a list",
+        "a search needs a space, such as optimizer.lr=interval(0.001,0.1)",
         None,
     )
+    if not grid or study.pruner:
+        check_search(study)
+
+
+def check_search(study: Study) -> None:
+    """Refuse options of a sampler or pruner before there is a journal that holds them."""
+    from fanin.sweep.pruners import build_pruner
+    from fanin.sweep.samplers import check_sampler
+
+    count, name = len(study.objectives), study.pruner_name
+    check_sampler(study.sampler, study.space, objectives=count, seed=study.seed)
+    steps = study.base.config["epochs"] if study.own else None
+    build_pruner(study.pruner, steps=steps, replicates=study.replicates, objectives=count)
+    late = study.own and study.objective.metric.startswith("test/") and name not in ("none", "wilcoxon")
+    rule = f"is known at the end of a run, and {name} judges its epochs; use val/..., or no pruner"
+    require(not late, "study.metric", rule, study.objective.metric)
 
 
 def _racing(declared: Mapping[str, Any]) -> dict[str, Any] | None:
