@@ -47,6 +47,7 @@ LEVELS = {
     "fanin.train": 1,
     "fanin.run": 2,
     "fanin.sweep": 3,
+    "fanin.doctor": 4,
     "fanin.report": 4,  # the factors that matter, as a sweep's own summary weighs them
     "hydra_plugins": 4,
     "fanin.app": 5,

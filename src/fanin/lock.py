@@ -24,6 +24,18 @@ def acquire(descriptor: int, *, wait: float) -> None:
         time.sleep(0.01)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process has the lock of the file."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """One process, and in it one thread, at a time inside the `with`; the others wait."""

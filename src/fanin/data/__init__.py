@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fanin.data.catalog import cifar10, digits, fashion_mnist, kmnist, mnist, mnist_5k
+from fanin.data.files import Missing
 from fanin.data.images import Dataset, Images, Shape, as_dataset
 from fanin.data.sources import Outline, Source, npz
 from fanin.data.splits import Prepared, Split, check_pixels, check_scale, check_sizes, prepare, split
@@ -21,7 +22,7 @@ from fanin.errors import ConfigError, require
 from fanin.signatures import check_options, label
 
 __all__ = [
-    "Dataset", "Images", "Outline", "Prepared", "Shape", "Source", "Split",
+    "Dataset", "Images", "Missing", "Outline", "Prepared", "Shape", "Source", "Split",
     "as_dataset", "check", "fetch", "load", "prepare", "split",
     "cifar10", "digits", "fashion_mnist", "kmnist", "mnist", "mnist_5k", "npz",
 ]  # fmt: skip

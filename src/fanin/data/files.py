@@ -14,6 +14,10 @@ import numpy as np
 from fanin.errors import ConfigError
 
 
+class Missing(ConfigError):
+    """The files are not there; what else could be wrong with them is a plain ConfigError."""
+
+
 def read(path: Path) -> bytes:
     """The content of a file, decompressed if its name ends in .gz (a tar archive stays one)."""
     try:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from fanin.data.files import parse_cifar, parse_idx, parse_table, read, read_members, verify
+from fanin.data.files import Missing, parse_cifar, parse_idx, parse_table, read, read_members, verify
 from fanin.data.images import Dataset, Images, Shape
 from fanin.errors import ConfigError, require
 
@@ -198,7 +198,7 @@ class PackagedTable:
         spec = importlib.util.find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
             way = f"pip install {self.project}, or choose another data set"
-            raise ConfigError(
+            raise Missing(
                 f"data: these images come with the package {self.project}, not installed; {way}"
             )
         path = Path(spec.submodule_search_locations[0]) / self.file
@@ -212,7 +212,7 @@ def npz(*, path: str) -> tuple[Arrays, Arrays]:
     require(path and isinstance(path, (str, os.PathLike)), "data.path", "must name an .npz file", path)
     names = ("x_train", "y_train", "x_test", "y_test")
     if not Path(path).is_file():
-        raise ConfigError(f"data.path: {path} is missing; np.savez writes one, with {', '.join(names)}")
+        raise Missing(f"data.path: {path} is missing; np.savez writes one, with {', '.join(names)}")
     if not zipfile.is_zipfile(path):
         raise ConfigError(f"data.path: {path} is no intact .npz file")
     try:
@@ -251,7 +251,7 @@ def _require_download(missing: Path, *, download: object) -> None:
     require(isinstance(download, bool), "data.download", "must be true or false", download)
     if not download:
         way = "put it there, point data.root or FANIN_DATA at its root, or set data.download=true"
-        raise ConfigError(f"data.root: {missing} is missing; {way} (data=mnist_5k needs no files)")
+        raise Missing(f"data.root: {missing} is missing; {way} (data=mnist_5k needs no files)")
 
 
 def _download(name: str, *, subfolder: str, root: Path) -> None:

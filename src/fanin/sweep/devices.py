@@ -36,9 +36,14 @@ def check_hardware(hardware: Mapping[str, Any]) -> None:
         )
 
 
+def core_count() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def size_pool(pool: Pool, hardware: Mapping[str, Any], *, runs: int) -> None:
     """Decide how many workers there are, and which GPUs each of them sees."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = core_count()
     wanted = hardware["workers"]
     devices = call(pool, "devices", hardware["device"])
     if devices["device"] == "cuda":
