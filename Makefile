@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := .venv/bin
 READY  := .venv/ready
 
-.PHONY: help setup sweep studies ui results report test test-slow check bench lock clean
+.PHONY: help setup sweep studies ui results report test test-slow check bench up down backup restore lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -45,6 +45,18 @@ check: $(READY) ## format, lint and types
 
 bench: $(READY) ## the promised speeds, each as a ratio measured in one run
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
+
+up: ## a team's server in Docker: accounts, PostgreSQL, your data on volumes; docs/server.md
+	@$(PYTHON) tools/stack.py up --profile="$(PROFILE)"
+
+down: ## stop the server; its data stay
+	@$(PYTHON) tools/stack.py down
+
+backup: ## the server's databases and artifacts to backups/
+	@$(PYTHON) tools/stack.py backup
+
+restore: ## the server as it was: make restore FROM=backups/...
+	@$(PYTHON) tools/stack.py restore $(if $(FROM),--from="$(FROM)")
 
 lock: $(READY) ## make requirements.txt again from pyproject.toml: make lock [ARGS=--upgrade]
 	@$(BIN)/python tools/lock.py $(ARGS)
