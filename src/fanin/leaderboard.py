@@ -126,7 +126,8 @@ def remarks(table: pandas.DataFrame, rows: int) -> list[str]:
     if len(table) > rows:
         notes.append(f"{len(table) - rows} more variants are not shown.")
     if len(table) and table["n"].max() < 2:
-        notes.append("One run a variant: no interval; small differences may be chance (study.replicates).")
+        cure = " (study.replicates)" if table.attrs.get("replicable", True) else ""
+        notes.append(f"One run a variant: no interval; small differences may be chance{cure}.")
     if table["diverged"].any():
         kind = table.attrs["metric"].rsplit("/", 1)[-1]
         rule = "as a guess would: accuracy 1/classes, loss ln(classes)"

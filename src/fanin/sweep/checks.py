@@ -2,14 +2,14 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fanin.errors import ConfigError
 from fanin.folders import MEMORY
 from fanin.sweep.channel import Failure
-from fanin.sweep.space import DISCRETE, Axis
+from fanin.sweep.space import DISCRETE, Axis, Condition, bare
 from fanin.sweep.study import Study, Variant, hash_of
 from fanin.sweep.workers import Pool
 
@@ -53,7 +53,7 @@ def corners(study: Study) -> list[Variant]:
     """Configurations that show whether a search can run at all: the default, each choice, both ends of each range."""
     points: list[dict[str, str]] = [{}]
     for axis in study.space.axes:
-        points += [{**_parents(axis), **axis.assign(value)} for value in _ends(axis)]
+        points += [{**_parents(axis, study.space.axes), **axis.assign(value)} for value in _ends(axis)]
     return [study.variant(point) for point in points]
 
 
@@ -65,8 +65,19 @@ def _ends(axis: Axis) -> Sequence[str]:
     return [repr(kind(axis.low)), repr(kind(axis.high))]
 
 
-def _parents(axis: Axis) -> dict[str, str]:
-    return {condition.key: condition.values[0] for condition in axis.when}
+def _parents(axis: Axis, axes: Sequence[Axis]) -> dict[str, str]:
+    """A point at which `axis` exists: the axes it depends on have a value it wants."""
+    point: dict[str, str] = {}
+    for condition in axis.when:
+        pairs = ((parent, parent.assign(value)) for parent in axes for value in parent.values)
+        parent, assigned = next((p, a) for p, a in pairs if _sets(a, condition))
+        point |= _parents(parent, axes) | assigned
+    return point
+
+
+def _sets(assigned: Mapping[str, str], condition: Condition) -> bool:
+    texts = {bare(key): text for key, text in assigned.items()}
+    return texts.get(bare(condition.key)) in condition.values
 
 
 def check(variants: Sequence[Variant], pool: Pool) -> None:

@@ -67,8 +67,8 @@ class Composer:
             base, choices = self._kept[rest]
             config = copy.deepcopy(base)
             for override in plain:
-                _lay_over(config, override)
-            resolved = _plain(config, resolve=self.own, complete=True)
+                _lay_over(config, override, check=self.own)
+            resolved = _plain(config, resolve=self.own, complete=self.own)
         if self.own:
             check_keys(resolved, default=self._default, added=[o.key_or_group for o in parsed if o.is_add()])
             choices = _named(choices, resolved)
@@ -130,9 +130,10 @@ class Composer:
         return config, choices
 
 
-def _lay_over(config: DictConfig, override: Override) -> None:
+def _lay_over(config: DictConfig, override: Override, *, check: bool) -> None:
     key, value = override.key_or_group, override.value()
-    _check_kind(key, OmegaConf.select(config, key), value)
+    if check:
+        _check_kind(key, OmegaConf.select(config, key), value)
     OmegaConf.update(config, key, value, merge=True)
 
 

@@ -21,6 +21,7 @@ from fanin.sweep.display import Display
 from fanin.sweep.folder import Outcome, StudyFolder, archive, stamp
 from fanin.sweep.grid import GridPlan
 from fanin.sweep.plan import SinglePlan, plan_job, value_of
+from fanin.sweep.predecessor import find_predecessor, queue_best
 from fanin.sweep.preview import show_plan
 from fanin.sweep.schedule import INTERRUPTED, Coordinator, Tally
 from fanin.sweep.search import Search
@@ -49,6 +50,7 @@ class Options:
 def sweep(study: Study, *, options: Options, project: Path) -> int:
     """Run, resume or (options.dry_run) only show the study. Returns the exit code."""
     check_ground(project)
+    source = find_predecessor(study, project=project)
     hardware = study.base.config["hardware"]
     pool = open_pool(hardware)
     try:
@@ -63,7 +65,9 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
         check_tracking(study, project)
         if study.racing:
             study = replace(study, racing={**study.racing, "resolution": resolution(study, pool)})
-        return _run(study, variants if grid else None, pool, options=options, project=project)
+        return _run(
+            study, variants if grid else None, pool, options=options, project=project, source=source
+        )
     finally:
         pool.close()
 
@@ -74,9 +78,18 @@ def sweep_foreign(
     """Run or resume the sweep of a foreign Hydra program on workers that can call it. The best point is also
     written to the file `best` (YAML)."""
     try:
+        source = find_predecessor(study, project=project)
         grid = study.sampler["name"] == "grid"
-        variants = grid_of(study) if grid else None
-        return _run(study, variants, pool, options=options, project=project, best=best)
+        variants = grid_of(study) if grid else corners(study)  # which raises for what cannot be composed
+        return _run(
+            study,
+            variants if grid else None,
+            pool,
+            options=options,
+            project=project,
+            source=source,
+            best=best,
+        )
     finally:
         pool.close()
 
@@ -139,6 +152,7 @@ def _run(
     *,
     options: Options,
     project: Path,
+    source: Path | None = None,
     best: Path | None = None,
 ) -> int:
     path = project / MEMORY / study.name
@@ -149,7 +163,9 @@ def _run(
     try:
         folder.admit(study.identity(), extend=options.extend, flags=study.flags)
         folder.bury()
-        plan = make_plan(study, variants, folder, extend=options.extend)
+        plan = make_plan(study, variants, folder, extend=options.extend, source=source)
+        if plan.known and not study.own:
+            print(f"  {plan.known} jobs were done before ({study.flags[1]} does them again)")
         declare(study, folder, project, command=options.command)
         with shipping(study, project) as shipper:
             folder.spool.append("start")
@@ -158,6 +174,8 @@ def _run(
                     shipper.catch_up(left)
             epochs = folder.epochs() if study.budget.epochs else 0
             tally = coordinate(study, plan, pool, shipper, epochs=epochs)
+            for name, why in getattr(plan, "refused", {}).items():
+                tally.failed, tally.failures[name] = tally.failed + 1, why
             answer = summarise(study, plan.ended(), tally, search=getattr(plan, "search", None))
             status = "KILLED" if tally.ended == INTERRUPTED else "FINISHED"
             folder.spool.append(
@@ -191,8 +209,16 @@ def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -
     )
 
 
-def make_plan(study: Study, variants: list[Variant] | None, folder: StudyFolder, *, extend: bool) -> Any:
-    """The grid's own plan, or a search's; a grid with a pruner has Optuna as its judge."""
+def make_plan(
+    study: Study,
+    variants: list[Variant] | None,
+    folder: StudyFolder,
+    *,
+    extend: bool,
+    source: Path | None = None,
+) -> Any:
+    """The grid's own plan, or a search's; a grid with a pruner has Optuna as its judge. A search first tries
+    the default configuration, then the best points of the study in the folder `source`."""
     if variants is not None and study.pruner is None:
         return GridPlan(study, variants, folder)
     search = Search(
@@ -203,12 +229,15 @@ def make_plan(study: Study, variants: list[Variant] | None, folder: StudyFolder,
         storage=folder.path / "journal.log",
         name=study.name,
         seed=study.seed,
+        defaults=study.default if variants is None else None,
         steps=study.base.config["epochs"] if study.own else None,
         replicates=study.replicates,
         extend=extend,
     )
     if variants is not None:
         return GridPlan(study, variants, folder, judge=search)
+    if source:
+        queue_best(search, source)
     return SearchPlan(study, search, folder, compose=study.variant)
 
 

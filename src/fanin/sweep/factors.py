@@ -84,6 +84,7 @@ def _exact(runs: pd.DataFrame, *, by: Sequence[str], metric: str) -> Factors | N
     if len(names) < 2:
         return None
     small = (table["kind"] == "higher") | ((table["kind"] == "interaction") & (table["share"] < SMALL))
+    small &= small.sum() > 1  # a single one may as well be named
     chance = table["kind"].isin(list(NOT_FACTORS))
     rows = [_row(row) for row in table[~small & ~chance].to_dict("records")]
     if small.any():

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
 import hydra
+from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -37,6 +37,7 @@ INSTEAD = {  # the sweeper's fields for other programs: their defaults, and what
     "workers": (None, "hardware.workers"),
     "threads": (1, "hardware.threads"),
     "change": ("refuse", "--extend or --new"),
+    "warm_start": (None, "study.warm_start"),
 }
 DEFAULT_TRIALS = 20  # of a search that sets no max_trials
 
@@ -148,7 +149,7 @@ def sweep(sweeper: Any, arguments: list[str]) -> int:
 
 
 def _sweep_foreign(sweeper: Any, arguments: list[str], settings: Settings) -> int:
-    """A foreign program has no use for an exit code from here: what is wrong is raised, for Hydra to show."""
+    """A foreign program knows nothing of our exit codes, so an end other than a good one ends it here."""
     from fanin.sweep import foreign
 
     try:

@@ -73,6 +73,7 @@ def read_study(
         on_divergence=declared["on_divergence"],
         budget=settings.budget,
         seed=base.config["seed"],
+        warm_start=declared["warm_start"],
     )
     check_study(study)
     return study if study.name else replace(study, name=f"adhoc-{hash_of(study.identity())}")

@@ -128,9 +128,13 @@ class Search:
         The points are run again rather than their values believed: the other study may have had other data or
         other epochs, and every number of this study should be its own. Does nothing the second time.
         """
+        return self.start_from(best_points(storage, name=name)[:count], name=name)
+
+    def start_from(self, points: Iterable[Mapping[str, str]], *, name: str) -> int:
+        """Queue the `points` of the study `name`, once; returns how many were queued."""
         if self.study.user_attrs.get(WARM) == name:
             return 0
-        queued = self.enqueue(best_points(storage, name=name)[:count])
+        queued = self.enqueue(points)
         self.study.set_user_attr(WARM, name)
         return queued
 

@@ -13,7 +13,10 @@ from typing import Any
 
 from fanin.errors import ConfigError, require, unknown
 from fanin.sweep.compose import Composer, Composition
+from fanin.sweep.grammar import text_of
 from fanin.sweep.space import Space
+
+ABSENT = object()
 
 # What does not change the numbers a run is asked for: who runs it, where, and how it is watched.
 NOT_IDENTITY = {
@@ -65,6 +68,7 @@ class Study:
     on_divergence: str = "continue"  # continue | stop: of the further replicates of a variant
     budget: Budget = field(default_factory=Budget)
     seed: int = 0  # of the search
+    warm_start: str | None = None  # the study whose best points a search tries first
     own: bool = True  # fanin's own training; else a foreign program's function
 
     @property
@@ -97,10 +101,17 @@ class Study:
         """Of the data; decides what a diverged run counts as. None for a foreign program."""
         return int(self.base.config["data"]["classes"]) if self.own else None
 
+    @property
+    def default(self) -> dict[str, str]:
+        """The base configuration's point: each swept key with the value it has there, as override text."""
+        keys = [key for axis in self.space.axes for key in axis.keys]
+        values = {key: _resolved(self.base, key.lstrip("+")) for key in keys}
+        return {key: text_of(value) for key, value in values.items() if value is not ABSENT}
+
     def variant(self, values: Mapping[str, str]) -> "Variant":
         """Compose the point `values`; raises ConfigError when it cannot be."""
         composition = self.composer.compose([f"{key}={text}" for key, text in values.items()])
-        shown = {key.lstrip("+"): _resolved(composition, key.lstrip("+"), text) for key, text in values.items()}
+        shown = {key.lstrip("+"): _shown(composition, key.lstrip("+"), text) for key, text in values.items()}
         decisive = identity_of(composition.config) if self.own else composition.config
         return Variant(hash_of(decisive), dict(values), shown, composition)
 
@@ -207,15 +218,21 @@ class Variant:
         return " ".join(f"{k}={_short(v)}" for k, v in self.shown.items()) or "default"
 
 
-def _resolved(composition: Composition, key: str, text: str) -> Any:
+def _resolved(composition: Composition, key: str) -> Any:
+    """The choice made for a group, the value of a key; ABSENT if there is neither."""
     if key in composition.choices:
         return composition.choices[key]
     node: Any = composition.config
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
-            return text
+            return ABSENT
         node = node[part]
     return node
+
+
+def _shown(composition: Composition, key: str, text: str) -> Any:
+    value = _resolved(composition, key)
+    return text if value is ABSENT else value
 
 
 def _short(value: Any) -> str:

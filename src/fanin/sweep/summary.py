@@ -57,6 +57,7 @@ def summarise(
     metric, direction, classes = study.objective.metric, study.objective.direction, study.classes or 2
     by = [column for column in table.columns if column in study.swept]
     board = leaderboard(table, metric=metric, direction=direction, by=by, classes=classes)
+    board.attrs["replicable"] = study.own  # a foreign program takes no seed from us
     best = _front(study, search) if search and len(study.objectives) > 1 else _best(study, planned)
     found = factors.weigh(table, by=by, metric=metric, direction=direction, classes=classes, search=search)
     parts = [(render(board), render_markdown(board))]

@@ -49,9 +49,10 @@ class FaninSweeperConfig:
     across resumes; a grid ends by itself), after `timeout` seconds, with `max_epochs` epochs trained in this
     session, or when the metric reaches `target`: whichever comes first.
 
-    The fields from `study` on are for programs other than fanin, whose study file and `hardware` group say the same:
-    `study` names it (default: the program's name), `direction` is minimize or maximize, one or a list;
-    `change` says what happens when the question differs from the one the study holds: refuse, extend or new."""
+    The fields from `study` on are for programs other than fanin, whose study file and `hardware` group say the
+    same: `study` names it (default: the program's name), `direction` is minimize or maximize, one or a list;
+    `change` says what happens when the question differs from the one the study holds: refuse, extend or new;
+    `warm_start` names a study whose best points a search tries first."""
 
     defaults: List[Any] = field(default_factory=lambda: [{"pruner": "none"}])  # noqa: UP006
     _target_: str = "hydra_plugins.fanin_sweeper.sweeper.FaninSweeper"
@@ -68,6 +69,7 @@ class FaninSweeperConfig:
     workers: Optional[int] = None  # noqa: UP045
     threads: int = 1
     change: str = "refuse"
+    warm_start: Optional[str] = None  # noqa: UP045
 
 
 def _register() -> None:
