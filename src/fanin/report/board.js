@@ -1,0 +1,238 @@
+// The leaderboard and the curves: one function per section draws it and its controls.
+
+const scoreOf = (v) => variants[v].mean ?? variants[v].last;
+const facts = (v) => [
+  variants[v].name,
+  [
+    {
+      name: data.metric,
+      value: known(variants[v].mean) ? variants[v].text : `last ${format(scoreOf(v))}`,
+      strong: true,
+    },
+    ...axes.map((axis) => ({ name: axis.key, value: axis.names?.[axis.level[v]] ?? format(axis.value[v]) })),
+    variants[v].note ? { name: variants[v].note } : null,
+  ].filter(Boolean),
+];
+
+function leaderboardSection() {
+  const rows = [...document.querySelectorAll("#board tbody tr")];
+  const values = variants.flatMap((one) => [...one.runs, one.low, one.high, one.mean]);
+  const domains = { best: robustExtent(values), all: extent(values) };
+  if (!domains.all) return;
+  const zoomed = domains.best[1] - domains.best[0] < 0.8 * (domains.all[1] - domains.all[0]);
+  let zoom = zoomed ? "best" : "all";
+  const draw = () => {
+    const head = document.querySelector("#board th.strip");
+    stripAxis(head, domains[zoom]);
+    for (const row of rows) {
+      const v = Number(row.dataset.v);
+      if (row.offsetParent)
+        strip(row.querySelector("td.strip"), { v, ...variants[v] }, domains[zoom], styleOf(v));
+      row
+        .querySelector(".key")
+        .replaceChildren(swatch(state.shown.has(v) ? styleOf(v) : { color: "var(--line)" }));
+    }
+  };
+  const board = document.getElementById("board");
+  const rest = rows.filter((row) => row.classList.contains("rest")).length;
+  const more = rest
+    ? element(
+        "button",
+        {
+          type: "button",
+          "data-set": "rows=all",
+          onclick: () => {
+            more.textContent = board.classList.toggle("all") ? "show fewer" : `show all ${rows.length}`;
+            draw();
+          },
+        },
+        `show all ${rows.length}`,
+      )
+    : null;
+  controls(
+    "board",
+    zoomed
+      ? choose(
+          "scale",
+          [
+            ["best", "without outliers"],
+            ["all", "all"],
+          ],
+          zoom,
+          (key) => {
+            zoom = key;
+            draw();
+          },
+        )
+      : null,
+    more,
+  );
+  for (const row of rows) {
+    row.addEventListener("pointerenter", () => focus(Number(row.dataset.v)));
+    row.addEventListener("pointerleave", () => focus(null));
+  }
+  parts.push(draw);
+}
+
+function curveSection() {
+  const { curves } = data;
+  if (!box("curves") || !curves) return;
+  const names = Object.keys(curves.values);
+  const isLoss = (metric) => /loss|error|nll/.test(metric);
+  const now = {
+    metric: curves.first,
+    log: null,
+    band: data.interval.length > 2 ? "interval" : "runs",
+    x: "step",
+    zoom: false,
+  };
+  const logarithmic = () => now.log ?? isLoss(now.metric);
+  const draw = () => {
+    controls(
+      "curves",
+      choose(
+        "metric",
+        names.map((name) => [name, name]),
+        now.metric,
+        (key) => {
+          now.metric = key;
+          draw();
+        },
+      ),
+      choose(
+        "y",
+        [
+          [false, "linear"],
+          [true, "log"],
+        ],
+        logarithmic(),
+        (key) => {
+          now.log = key;
+          draw();
+        },
+      ),
+      data.interval.length > 2
+        ? choose(
+            "band",
+            [
+              ["interval", "95 % interval"],
+              ["range", "min–max"],
+              ["runs", "every run"],
+            ],
+            now.band,
+            (key) => {
+              now.band = key;
+              draw();
+            },
+          )
+        : null,
+      curves.seconds
+        ? choose(
+            "x",
+            [
+              ["step", "epoch"],
+              ["seconds", "seconds"],
+            ],
+            now.x,
+            (key) => {
+              now.x = key;
+              draw();
+            },
+          )
+        : null,
+      choose(
+        "range",
+        [
+          [false, "all"],
+          [true, "close-up"],
+        ],
+        now.zoom,
+        (key) => {
+          now.zoom = key;
+          draw();
+        },
+      ),
+      all.length > FEW
+        ? choose(
+            "others",
+            [
+              [true, "grey"],
+              [false, "hidden"],
+            ],
+            state.context,
+            (key) => {
+              state.context = key;
+              draw();
+            },
+          )
+        : null,
+    );
+    const hidden = state.context ? all.filter((v) => !state.shown.has(v)) : [];
+    const lines = [...state.shown].map((v) => curveOf(v, now));
+    linePlot(box("curves"), {
+      lines,
+      context: hidden.map((v) => curveOf(v, now).points.map((p) => [p.x, p.y])),
+      x: { title: now.x === "step" ? "epoch" : "seconds of training" },
+      y: { log: logarithmic(), domain: now.zoom ? closeUp(lines, logarithmic()) : null },
+      height: 380,
+      label: `${now.metric} over ${now.x}`,
+      head: (x) => (now.x === "step" ? `${now.metric}, epoch ${x}` : `${now.metric}, ${format(x, 3)} s`),
+    });
+  };
+  parts.push(draw);
+}
+
+// The range of the last three quarters of the lines that do not end far from most of the others.
+function closeUp(lines, log) {
+  const ends = lines.map((one) => one.points.findLast((p) => known(p.y))?.y);
+  const usual = robustExtent(ends);
+  if (!usual) return null;
+  const near = lines.filter((_, i) => ends[i] >= usual[0] && ends[i] <= usual[1]);
+  return extent(
+    near
+      .flatMap((one) => one.points.slice(Math.floor(one.points.length / 4)))
+      .flatMap((p) => [p.y, p.low, p.high]),
+    { log },
+  );
+}
+
+// The mean over a variant's runs at each step. From where it diverged, a run counts as a guess would.
+function curveOf(v, { metric, band: kind, x }) {
+  const { curves } = data;
+  const mine = curves.runs.flatMap((run, i) => (run.v === v ? [i] : []));
+  const guess = curves.guess[metric];
+  const xAt = (s) => (x === "step" ? curves.steps[s] : (curves.seconds[v]?.[s] ?? null));
+  const counted = (i, s) =>
+    known(guess) && curves.runs[i].lost !== null && s >= curves.runs[i].lost
+      ? guess
+      : curves.values[metric][i][s];
+  const points = curves.steps
+    .map((_, s) => {
+      const values = mine.map((i) => counted(i, s)).filter(known);
+      return { x: xAt(s), ...summary(values, kind, mine.length) };
+    })
+    .filter((p) => known(p.x));
+  const thin =
+    kind === "runs" && mine.length > 1
+      ? mine.map((i) => curves.steps.map((_, s) => [xAt(s), counted(i, s)]).filter(([px]) => known(px)))
+      : [];
+  const ends = mine
+    .filter((i) => curves.runs[i].lost !== null && known(xAt(curves.runs[i].lost)))
+    .map((i) => ({ x: xAt(curves.runs[i].lost), y: counted(i, curves.runs[i].lost) }));
+  return { v, name: variants[v].name, style: styleOf(v), points, thin, ends };
+}
+
+function summary(values, kind, whole) {
+  const n = values.length;
+  if (!n) return { y: null };
+  const mean = values.reduce((a, b) => a + b, 0) / n;
+  const some = n < whole ? ` (${n} of ${whole} runs)` : "";
+  if (n < 2) return { y: mean, text: format(mean) + some };
+  if (kind === "range") {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    return { y: mean, low, high, text: `${format(mean)} (${format(low)} to ${format(high)})${some}` };
+  }
+  const half = data.interval[n] * Math.sqrt(values.reduce((a, b) => a + (b - mean) ** 2, 0) / (n - 1));
+  const text = `${format(mean)} ± ${twoDigits(half)}${some}`;
+  return kind === "runs" ? { y: mean, text } : { y: mean, low: mean - half, high: mean + half, text };
+}

@@ -1,0 +1,80 @@
+"""What a report is made of: a study's tables, and which run belongs to which variant."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+from fanin import query
+from fanin.leaderboard import counted, leaderboard
+from fanin.query import About
+from fanin.sweep.factors import Factors, weigh
+
+
+@dataclass(frozen=True)
+class Material:
+    """A study as it is now. `board` has the variants, best first; a run's `place` is its variant's row there.
+
+    `runs` has the metric as it counts, `complete` and `place`; `curves` and `layers` have `place`, too.
+    All of them are empty before the first run is recorded.
+    """
+
+    study: str
+    about: About
+    by: tuple[str, ...]
+    classes: int
+    runs: pandas.DataFrame
+    board: pandas.DataFrame
+    curves: pandas.DataFrame
+    layers: pandas.DataFrame
+    factors: Factors | None
+
+
+def gather(study: str, *, project: Path) -> Material:
+    """Read a study in four queries. Raises ConfigError with the nearest names for one that does not exist."""
+    about, runs = query.about(study, project=project), query.runs(study, project=project)
+    by = tuple(key for key in about.swept if key in runs) or ("variant",)
+    classes = _classes(runs)
+    if runs.empty:
+        return Material(study, about, by, classes, runs, runs, runs, runs, None)
+    how: Mapping[str, Any] = {"metric": about.metric, "direction": about.direction, "classes": classes}
+    board = leaderboard(runs, by=by, **how)
+    if about.metric not in runs:
+        runs = runs.assign(**{about.metric: float("nan")})
+    factors = weigh(runs, by=by, **how)
+    runs = counted(runs, **how).assign(place=_places(runs, board, by))
+    places = runs.set_index("run_id")["place"]
+    curves = query.curves(study, _measured(runs), project=project)
+    layers = query.layers(study, project=project)
+    # runs that were recorded since the first query are left out
+    curves, layers = (table[table["run_id"].isin(places.index)] for table in (curves, layers))
+    curves, layers = (table.assign(place=table["run_id"].map(places)) for table in (curves, layers))
+    return Material(study, about, by, classes, runs, board, curves, layers, factors)
+
+
+def _classes(runs: pandas.DataFrame) -> int:
+    known = runs["data.classes"].dropna() if "data.classes" in runs else pandas.Series()
+    return int(known.iloc[0]) if len(known) else 2
+
+
+def _places(runs: pandas.DataFrame, board: pandas.DataFrame, by: Sequence[str]) -> list[int]:
+    """The row of the leaderboard that each run is in."""
+    rows = {key: row for row, key in enumerate(_keys(board, by))}
+    return [rows[key] for key in _keys(runs, by)]
+
+
+def _keys(table: pandas.DataFrame, by: Sequence[str]) -> list[tuple[str, ...]]:
+    return list(zip(*(table[key].astype(object).map(str) for key in by), strict=True))
+
+
+def _measured(runs: pandas.DataFrame) -> list[str]:
+    """The columns that may be metrics: reading the curves by name leaves the many per-layer ones out."""
+    return [
+        column
+        for column in runs.columns
+        if "." not in column and not column.startswith("best ")
+        if is_numeric_dtype(runs[column]) or is_bool_dtype(runs[column])
+    ]
