@@ -264,7 +264,9 @@ def test_two_objectives_end_in_the_points_that_no_other_one_beats(folder: Path) 
     arguments = ("hydra/sweeper=nsgaii", "x=interval(-4,4)", "y=range(0,3)", "hydra.sweeper.max_trials=12")
     done = sweep(folder, *arguments, "hydra.sweeper.direction=[minimize,minimize]")
     made = [tuple(map(float, line.split())) for line in calls(folder)]
-    front = sorted(one for one in made if not any(o[0] <= one[0] and o[1] <= one[1] and o != one for o in made))
+    front = sorted(
+        one for one in made if not any(o[0] <= one[0] and o[1] <= one[1] and o != one for o in made)
+    )
     solutions = best(folder)["solutions"]
     assert len(made) == 12 and sorted(tuple(s["values"]) for s in solutions) == front
     for solution in solutions:
@@ -272,7 +274,9 @@ def test_two_objectives_end_in_the_points_that_no_other_one_beats(folder: Path) 
         assert solution["values"] == pytest.approx([x**2, (x - 2) ** 2 + y])
     table = done.stdout[done.stdout.index("Pareto front") :]
     assert table.splitlines()[2].split() == ["objective_0", "objective_1"]
-    assert [line.split()[0] for line in table.splitlines()[3 : 3 + len(front)]] == [f"{a:.4g}" for a, _ in front]
+    assert [line.split()[0] for line in table.splitlines()[3 : 3 + len(front)]] == [
+        f"{a:.4g}" for a, _ in front
+    ]
 
 
 # ---- jobs that fail ----
