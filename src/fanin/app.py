@@ -170,6 +170,7 @@ def _studies() -> str:
 
 
 def _train(options: argparse.Namespace) -> int:
+    _warm_up()
     from fanin.sweep import launch
 
     if options.multirun:
@@ -180,8 +181,6 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from fanin.sweep import launch
-
     studies = sorted(path.stem for path in Path("sweeps").glob("*.yaml"))
     name = Path(options.study).stem if options.study.endswith((".yaml", ".yml")) else options.study
     if name not in studies:
@@ -190,7 +189,18 @@ def _sweep(options: argparse.Namespace) -> int:
             if studies
             else ConfigError("no sweeps/ folder here: run fanin in a project")
         )
+    _warm_up()
+    from fanin.sweep import launch
+
     return launch.multirun([f"+sweeps={name}", *options.overrides], _launch_options(options))
+
+
+def _warm_up() -> None:
+    """Have torch imported by the process that workers are forked from, while this one composes: both take
+    seconds. How many threads a worker gets, it sets itself."""
+    from fanin.sweep.workers import warm_up
+
+    warm_up("fanin.run", threads=1)
 
 
 def _launch_options(options: argparse.Namespace) -> "engine.Options":  # type: ignore[name-defined]  # noqa: F821

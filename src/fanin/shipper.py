@@ -45,9 +45,10 @@ class Shipper:
             self._changed.notify()
 
     def catch_up(self, study: Folder) -> None:
-        """Ship what earlier sessions left in the spools of a study, the study first."""
+        """Ship what earlier sessions left in the spools of a study, the study first. Not at once: importing
+        MLflow would slow the first epoch."""
         for folder in unshipped(study, uri=self._tracker.uri):
-            self.nudge(folder, ended=True)
+            self.nudge(folder)
 
     @property
     def status(self) -> str:

@@ -14,7 +14,6 @@ import yaml
 
 from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit, versions
-from fanin.sweep.adaptive import SearchPlan
 from fanin.sweep.checks import SHOWN, call, check, check_ground, check_tracking, corners, fetch, grid_of
 from fanin.sweep.devices import open_pool, size_pool
 from fanin.sweep.display import Display
@@ -24,9 +23,7 @@ from fanin.sweep.plan import SinglePlan, plan_job, value_of
 from fanin.sweep.predecessor import find_predecessor, queue_best
 from fanin.sweep.preview import show_plan
 from fanin.sweep.schedule import INTERRUPTED, Coordinator, Tally
-from fanin.sweep.search import Search
 from fanin.sweep.study import Study, Variant
-from fanin.sweep.summary import as_data, summarise
 from fanin.sweep.workers import Pool
 from fanin.tracking import CREDENTIALS
 
@@ -176,6 +173,8 @@ def _run(
             tally = coordinate(study, plan, pool, shipper, epochs=epochs)
             for name, why in getattr(plan, "refused", {}).items():
                 tally.failed, tally.failures[name] = tally.failed + 1, why
+            from fanin.sweep.summary import as_data, summarise  # with pandas and scipy: no first epoch waits
+
             answer = summarise(study, plan.ended(), tally, search=getattr(plan, "search", None))
             status = "KILLED" if tally.ended == INTERRUPTED else "FINISHED"
             folder.spool.append(
@@ -221,6 +220,9 @@ def make_plan(
     the default configuration, then the best points of the study in the folder `source`."""
     if variants is not None and study.pruner is None:
         return GridPlan(study, variants, folder)
+    from fanin.sweep.adaptive import SearchPlan  # with Optuna, which a plain grid can do without
+    from fanin.sweep.search import Search
+
     search = Search(
         study.space,
         sampler=study.sampler,

@@ -11,18 +11,20 @@ the best (race.py). So which runs there are never depends on how many workers th
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fanin.sweep import race
 from fanin.sweep.folder import Outcome, StudyFolder
 from fanin.sweep.plan import Job, Planned, Queue, plan_job, result_of, value_of
-from fanin.sweep.search import Search
 from fanin.sweep.study import Study, Variant
+
+if TYPE_CHECKING:
+    from fanin.sweep.search import Search
 
 
 class GridPlan:
     def __init__(
-        self, study: Study, variants: Sequence[Variant], folder: StudyFolder, *, judge: Search | None = None
+        self, study: Study, variants: Sequence[Variant], folder: StudyFolder, *, judge: "Search | None" = None
     ) -> None:
         self.study, self.folder, self.judge = study, folder, judge
         distinct = {variant.key: variant for variant in variants}.values()

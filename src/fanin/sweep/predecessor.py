@@ -8,14 +8,16 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fanin.errors import require, unknown
 from fanin.folders import MEMORY
 from fanin.sweep.folder import outcome
 from fanin.sweep.grammar import text_of
-from fanin.sweep.search import Search
 from fanin.sweep.study import Study
+
+if TYPE_CHECKING:
+    from fanin.sweep.search import Search
 
 COUNT = 10  # points
 KEY = "study.warm_start"
@@ -35,7 +37,7 @@ def find_predecessor(study: Study, *, project: Path) -> Path | None:
     return known[name]
 
 
-def queue_best(search: Search, source: Path) -> int:
+def queue_best(search: "Search", source: Path) -> int:
     """Queue the best points of the study in the folder `source`, once; returns how many were queued."""
     journal = source / "journal.log"
     if journal.exists() and _identity(source)["sampler"]["name"] != "grid":

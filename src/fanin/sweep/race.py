@@ -30,8 +30,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean, variance
 
-from scipy.special import stdtrit
-
 from fanin.errors import require
 
 Values = Mapping[str, Mapping[int, float]]
@@ -138,6 +136,8 @@ def _compare(own: list[float], best: list[float], leader: str, *, alpha: float, 
 @lru_cache
 def _quantile(alpha: float, freedom: int) -> float:
     """The upper `alpha` quantile of Student's t."""
+    from scipy.special import stdtrit  # slow to import, and most sweeps are no race
+
     return float(stdtrit(freedom, 1.0 - alpha))
 
 
