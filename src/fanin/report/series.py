@@ -5,6 +5,7 @@ layers to MOST_VALUES values, by leaving out steps first and the worst variants 
 """
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,13 +25,14 @@ PER_LAYER = (
     *("activation_mean", "activation_std", "activation_dead", "activation_saturated"),
     *("weight_std", "weight_absmax", "weight_spectral_norm", "weight_stable_rank"),
 )
+PART = re.compile(r"\d+|\D+")
 Array = NDArray[numpy.float64]
 
 
 def curves(material: Material) -> dict[str, Any] | None:
-    """Each run's value at each step for each metric that has more than one step; None if there is none."""
+    """Each run's value at each step, for each metric of which a run has more than one; None if none has."""
     table = material.curves
-    counts = table.groupby("metric", observed=True)["step"].nunique()
+    counts = table.groupby(["metric", "run_id"], observed=True).size().groupby("metric", observed=True).max()
     names = [metric for metric in counts[counts > 1].index if metric not in NOT_CURVES]
     if not names:
         return None
@@ -114,7 +116,7 @@ def in_depth_order(layers: Iterable[str]) -> list[str]:
     """As the names tell it: numbered parts by number, a stem first, a head last."""
     heads, stems = ("fc", "head", "heads", "classifier"), ("conv1", "stem", "features")
     natural = sorted(
-        layers, key=lambda name: [(int(p), "") if p.isdigit() else (-1, p) for p in name.split(".")]
+        layers, key=lambda name: [(int(p), "") if p.isdigit() else (0, p) for p in PART.findall(name)]
     )
     return sorted(natural, key=lambda name: (name.split(".")[0] in heads) - (name.split(".")[0] in stems))
 
