@@ -48,7 +48,7 @@ def mounts(service):
 
 
 def test_the_file_obeys_the_schema_of_the_compose_specification():
-    pytest.importorskip("check_jsonschema", reason="needs `pip install fanin[server]`")
+    pytest.importorskip("check_jsonschema", reason="needs `pip install check-jsonschema`")
     command = [
         "-m",
         "check_jsonschema",
