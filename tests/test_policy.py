@@ -34,7 +34,8 @@ OWNERS = {
 IMPORTERS = {
     "fanin.app": ["fanin.__main__"],
     "fanin.query": [
-        *("fanin", "fanin.app", "fanin.compare", "fanin.report", "fanin.results", "fanin.sweep", "fanin.ui"),
+        *("fanin", "fanin.app", "fanin.comparison", "fanin.report"),
+        *("fanin.results", "fanin.sweep", "fanin.ui"),
     ],
     "fanin.tracking": [
         *("fanin.app", "fanin.doctor", "fanin.report", "fanin.run", "fanin.sweep", "fanin.ui"),  # who stores

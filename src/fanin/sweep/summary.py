@@ -1,5 +1,5 @@
-"""A sweep's answer: the leaderboard with its intervals, the best point, and which factor matters, as text for
-the terminal and as Markdown for MLflow.
+"""A sweep's answer: the leaderboard with its intervals, the verdict, the best point and which factor
+matters, as text for the terminal and as Markdown for MLflow.
 
 Made from the spools, so that it is there even when the tracking store is down.
 """
@@ -18,6 +18,7 @@ from fanin.sweep.plan import Planned, value_of
 from fanin.sweep.schedule import Tally
 from fanin.sweep.search import Search
 from fanin.sweep.study import Study, Variant
+from fanin.sweep.verdicts import judge
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Answer:
 def summarise(
     study: Study, planned: Iterable[Planned], tally: Tally, *, search: Search | None = None
 ) -> Answer:
-    """The question, the leaderboard, the best, what matters, and how the sweep ended. `search`: that of an
-    adaptive study."""
+    """The question, the leaderboard, the verdict, the best, what matters, and how the sweep ended. `search`:
+    that of an adaptive study."""
     planned = list(planned)
     table = frame(planned, study)
     head = f"{study.name}: {study.question}" if study.question else study.name
@@ -61,6 +62,8 @@ def summarise(
     best = _front(study, search) if search and len(study.objectives) > 1 else _best(study, planned)
     found = factors.weigh(table, by=by, metric=metric, direction=direction, classes=classes, search=search)
     parts = [(render(board), render_markdown(board))]
+    if decided := judge(study, table):
+        parts.append(decided)
     if shown := _shown(study, best):
         parts.append((shown, f"```\n{shown}\n```"))
     if found:
