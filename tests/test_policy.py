@@ -50,6 +50,7 @@ LEVELS = {
     "fanin.sweep": 3,
     "fanin.doctor": 4,
     "fanin.report": 4,  # the factors that matter, as a sweep's own summary weighs them
+    "fanin.results": 4,
     "hydra_plugins": 4,
     "fanin.app": 5,
     "fanin.__main__": 6,

@@ -1,24 +1,28 @@
 """`fanin results`: a study's leaderboard from the tracking store, or every run as a table."""
 
 from pathlib import Path
+from typing import Any
 
 import pandas
 
 from fanin import query
 from fanin.errors import ConfigError
 from fanin.leaderboard import leaderboard, render
+from fanin.sweep import factors
 
 
 def show(study: str, *, project: Path) -> str:
-    """The leaderboard as text of at most 100 columns. Raises ConfigError for a study that does not exist."""
+    """The leaderboard, and which factor matters where that can be told, as text of at most 100 columns.
+    Raises ConfigError for a study that does not exist."""
     table, about = query.runs(study, project=project), query.about(study, project=project)
     if table.empty:
         return f"{study}: no run is recorded yet."
     by = [key for key in about.swept if key in table]
-    board = leaderboard(
-        table, metric=about.metric, direction=about.direction, by=by, classes=_classes(table)
-    )
-    return f"{study}: {about.question}\n\n{render(board)}"
+    how: dict[str, Any] = {"metric": about.metric, "direction": about.direction, "classes": _classes(table)}
+    parts = [f"{study}: {about.question}", render(leaderboard(table, by=by, **how))]
+    if found := factors.weigh(table, by=by, **how):
+        parts.append(factors.render(found))
+    return "\n\n".join(parts)
 
 
 def write(study: str, *, project: Path, csv: Path | None, parquet: Path | None) -> str:
