@@ -204,6 +204,7 @@ def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -
             "fanin.git": git_commit(project),
             "fanin.command": CREDENTIALS.sub("//", command) or None,
             "fanin.versions": json.dumps(versions()),
+            "fanin.racing": json.dumps(dict(study.racing)) if study.racing else None,
         },
     )
 
