@@ -2,7 +2,8 @@
 
 Composing costs Hydra about 70 ms. A grid asks for hundreds of configurations that differ in a few numbers, so
 a composition is kept per set of group choices, and plain `key=value` overrides are laid over a copy of it:
-what Hydra itself does with them.
+what Hydra itself does with them. Combinations of choices are assembled from compositions of one choice each
+(assembly.py).
 """
 
 import copy
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from fanin.errors import ConfigError, nearest, unknown
+from fanin.sweep.assembly import Composed, Plainness, assemble
 from fanin.sweep.grammar import malformed
 from fanin.sweep.keys import check_keys, dotted
 
@@ -50,8 +52,9 @@ class Composer:
         self.config_name = config_name
         self.fixed = list(fixed)
         self._parser = OverridesParser.create(config_loader=loader)
-        self._kept: dict[tuple[str, ...], tuple[DictConfig, dict[str, str]]] = {}
+        self._kept: dict[tuple[str, ...], Composed] = {}
         self._groups: dict[str, bool] = {}
+        self._plainness = Plainness(loader)
 
     def compose(self, overrides: Iterable[str] = ()) -> Composition:
         """The resolved configuration under `overrides`; raises ConfigError for what cannot be composed."""
@@ -61,11 +64,8 @@ class Composer:
             for override in parsed:
                 self._check_choice(override)
             plain = [o for o in parsed if self._is_plain(o)]
-            rest = tuple(str(o.input_line) for o in parsed if not self._is_plain(o))
-            if rest not in self._kept:
-                self._kept[rest] = self._load(rest)
-            base, choices = self._kept[rest]
-            config = copy.deepcopy(base)
+            composed = self._choose([o for o in parsed if not self._is_plain(o)], varied=set(overrides))
+            config, choices = copy.deepcopy(composed.config), composed.choices
             for override in plain:
                 _lay_over(config, override, check=self.own)
             resolved = _plain(config, resolve=self.own, complete=self.own)
@@ -84,17 +84,17 @@ class Composer:
 
     @property
     def groups(self) -> list[str]:
-        return list(self._load(())[1])
+        return list(self._load(()).choices)
 
     def known_keys(self) -> list[str]:
         """Every dotted key of the default configuration and every group: for 'did you mean'."""
-        config, choices = self._load(())
-        return sorted({*dotted(_plain(config)), *choices})
+        default = self._load(())
+        return sorted({*dotted(_plain(default.config)), *default.choices})
 
     @cached_property
     def _default(self) -> dict[str, Any]:
         """The default configuration, unresolved: which keys there are."""
-        return _plain(self._load(())[0])
+        return _plain(self._load(()).config)
 
     def _check_choice(self, override: Override) -> None:
         """A group takes the name of one of its files. Raises ConfigError for anything else."""
@@ -119,7 +119,28 @@ class Composer:
             and not self.is_group(override.key_or_group)
         )
 
-    def _load(self, overrides: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    def _choose(self, overrides: Sequence[Override], *, varied: set[str]) -> Composed:
+        """The composition under overrides that are not plain; those `varied` differ between variants."""
+        texts = [str(o.input_line) for o in overrides]
+        choices = {
+            o.key_or_group: text
+            for o, text in zip(overrides, texts, strict=True)
+            if text in varied and o.type == OverrideType.CHANGE and self._plainness.holds(o)
+        }
+        if len(choices) > 1:
+            core = tuple(text for text in texts if text not in choices.values())
+            parts = {group: self._load((*core, text)) for group, text in choices.items()}
+            if assembled := assemble(self._load(core), parts, plainness=self._plainness):
+                return assembled
+        return self._load(tuple(texts))
+
+    def _load(self, overrides: tuple[str, ...]) -> Composed:
+        """What Hydra composes; asked once."""
+        if overrides not in self._kept:
+            self._kept[overrides] = self._ask_hydra(overrides)
+        return self._kept[overrides]
+
+    def _ask_hydra(self, overrides: tuple[str, ...]) -> Composed:
         config = self.loader.load_configuration(
             config_name=self.config_name, overrides=list(overrides), run_mode=RunMode.RUN
         )
@@ -127,7 +148,7 @@ class Composer:
         choices.pop("sweeps", None)
         config = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         OmegaConf.set_struct(config, True)
-        return config, choices
+        return Composed(config, choices)
 
 
 def _lay_over(config: DictConfig, override: Override, *, check: bool) -> None:
