@@ -70,6 +70,19 @@ def test_processes_that_open_a_fresh_database_at_once_all_succeed(tmp_path, monk
     assert stored(tmp_path / "mlflow.db", "select count(*) from experiments") == [(1,)]  # MLflow's Default
 
 
+def test_a_store_whose_maker_was_killed_half_way_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", CREATE, str(tmp_path)]) as child:
+        half = tmp_path / "mlflow.db.partial"
+        wait_until(lambda: half.exists() and half.stat().st_size > 0)
+        child.kill()
+    assert half.exists() and not (tmp_path / "mlflow.db").exists()
+    subprocess.run([sys.executable, "-W", "ignore", "-c", CREATE, str(tmp_path)], check=True)
+    assert stored(tmp_path / "mlflow.db", "pragma integrity_check") == [("ok",)]
+    assert stored(tmp_path / "mlflow.db", "select count(*) from experiments") == [(1,)]
+    assert not list(tmp_path.glob("*.partial*"))
+
+
 SHIP = """
 import sys
 from pathlib import Path

@@ -162,7 +162,7 @@ def _studies() -> str:
     for path in sorted(Path("sweeps").glob("*.yaml")):
         comments = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("# ")]
         question = next((line[2:] for line in comments if "@package" not in line), "")
-        lines.append(f"  {path.stem:<15}{question}")
+        lines.append(f"  {path.stem:<15}{textwrap.shorten(question, 83, placeholder=' ...')}")
     return "\n".join(["studies in sweeps/:", *lines]) if lines else "there is no sweeps/ folder here"
 
 

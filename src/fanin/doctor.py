@@ -101,7 +101,9 @@ def _machine(project: Path) -> Iterator[Finding]:
 
     from fanin.sweep.devices import core_count
 
-    yield Finding(OK, "cores", f"{core_count()} for this process, each with a worker of one thread in a sweep")
+    yield Finding(
+        OK, "cores", f"{core_count()} for this process, each with a worker of one thread in a sweep"
+    )
     free = psutil.virtual_memory().available / GIB
     little = free < LITTLE_MEMORY
     way = "; a worker takes about 0.4 GiB: fewer of them, hardware.workers=1" * little

@@ -31,7 +31,7 @@ def check_options(
     if not any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters):
         for name in options:
             if name not in named:
-                own = [name for name in named if name not in supplied]
+                own = [name for name in named if name in options or name not in supplied]
                 out = f"~{group}.{name} leaves it out"
                 if not own:
                     raise ConfigError(f"{group}.{name}: {label(function)} takes no options; {out}")

@@ -241,6 +241,8 @@ class Tracker:
             return MlflowClient(self.uri)
         database.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(database.with_name(database.name + ".lock")):
+            if not database.exists():
+                _create(database, artifacts=self._artifacts)
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
             with closing(sqlite3.connect(database)) as connection:
@@ -288,6 +290,21 @@ def resolve(uri: str | None, *, project: Path) -> str:
     require(scheme[:4] != "http" or uri.split("://")[1], "MLFLOW_TRACKING_URI", "must name a server", uri)
     database = sqlite_file(uri)
     return uri if database is None else f"sqlite:///{project / database}"
+
+
+def _create(database: Path, *, artifacts: Path) -> None:
+    """Make MLflow's SQLite file under another name, and give it its own when it is whole.
+
+    MLflow takes dozens of steps, over seconds; a file that was left half-way (Ctrl-C in the first moments of
+    the first sweep) could never be opened again.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    partial = database.with_name(f"{database.name}.partial")
+    for left in database.parent.glob(f"{partial.name}*"):  # with its journal, which would be played into ours
+        left.unlink()
+    SqlAlchemyStore(f"sqlite:///{partial}", artifacts.as_uri()).engine.dispose()
+    os.replace(partial, database)
 
 
 def sqlite_file(uri: str) -> Path | None:
