@@ -17,14 +17,16 @@ CONF = Path(__file__).parent.parent / "conf"
 
 
 @contextmanager
-def composer(conf: Path, *, own: bool = True, fixed: tuple[str, ...] = ()) -> Iterator[Composer]:
+def composer(
+    conf: Path, name: str = "config", *, own: bool = True, fixed: tuple[str, ...] = ()
+) -> Iterator[Composer]:
     with initialize_config_dir(str(conf), version_base="1.3"):
-        yield Composer(GlobalHydra.instance().config_loader(), config_name="config", fixed=fixed, own=own)
+        yield Composer(GlobalHydra.instance().config_loader(), config_name=name, fixed=fixed, own=own)
 
 
-def hydras(overrides: list[str], *, resolve: bool = True) -> dict[str, Any]:
+def hydras(overrides: list[str], name: str = "config", *, resolve: bool = True) -> dict[str, Any]:
     """What Hydra composes, by its public function."""
-    config = OmegaConf.to_container(compose("config", overrides=overrides), resolve=resolve)
+    config = OmegaConf.to_container(compose(name, overrides=overrides), resolve=resolve)
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items() if key != "hydra"}
 
@@ -64,7 +66,8 @@ def test_every_choice_beside_another_equals_hydras(group: str, monkeypatch: pyte
 
 
 FILES = {
-    "config.yaml": "defaults: [_self_, a: one, b: one, extra: none, optional pair: '${a}_${b}']\nshared: 0\n",
+    "config.yaml": "defaults: [_self_, a: one, b: one, extra: none]\nshared: 0",
+    "paired.yaml": "defaults: [_self_, a: one, b: one, extra: none, optional pair: '${a}_${b}']\nshared: 0",
     "a/one.yaml": "x: 1",
     "a/two.yaml": "x: 2\nlinked: ${b.y}",
     "a/global.yaml": "# @package _global_\na: {x: 3}\nshared: 3",
@@ -80,15 +83,18 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("fixed", [(), ("b=global",), ("a=two",)])
+@pytest.mark.parametrize(
+    ("name", "fixed"), [("config", ()), ("config", ("b=global",)), ("paired", ("a=two",))]
+)
 def test_choices_that_reach_beyond_their_group_are_composed_by_hydra(
-    tmp_path: Path, fixed: tuple[str, ...]
+    name: str, fixed: tuple[str, ...], tmp_path: Path
 ) -> None:
-    for name, text in FILES.items():
-        path = tmp_path / name
+    for file, text in FILES.items():
+        path = tmp_path / file
         path.parent.mkdir(exist_ok=True)
         path.write_text(text + "\n")
-    with composer(tmp_path, own=False, fixed=fixed) as one:
+    with composer(tmp_path, name, own=False, fixed=fixed) as one:
         for a, b in product(["one", "two", "global", "masked", "nested"], ["one", "two", "global", "other"]):
             overrides = [f"a={a}", f"b={b}"]
-            assert one.compose(overrides).config == hydras([*fixed, *overrides], resolve=False), overrides
+            expected = hydras([*fixed, *overrides], name, resolve=False)
+            assert one.compose(overrides).config == expected, overrides
