@@ -193,7 +193,8 @@ def _show_in_main(function: Any) -> None:
 def _traceback(error: Exception) -> str:
     """From the program's own frames on: what lies above is Hydra and this file."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [i for i, frame in enumerate(frames) if frame.name == "run_job" or frame.filename == __file__]
+    above = (__file__, run_job.__code__.co_filename)
+    ours = [i for i, frame in enumerate(frames) if frame.filename in above]
     kept = frames[max(ours, default=-1) + 1 :]
     return "".join([*traceback.format_list(kept or frames), *traceback.format_exception_only(error)]).rstrip()
 
