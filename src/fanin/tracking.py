@@ -134,9 +134,10 @@ class Tracker:
             client.set_experiment_tag(number, "mlflow.note.content", words.strip())
 
     def page(self, experiment: str, *, server: str) -> str:
-        """The address of the experiment's page in the UI at `server`."""
-        with self.translated():
-            return view.link(server, self._experiment(experiment))
+        """The address of the experiment's page in the UI at `server`: arranged, if it is one of ours."""
+        with self.translated() as client:
+            found = client.get_experiment(self._experiment(experiment))
+            return view.link(server, found.experiment_id, arranged=view.TAG in found.tags)
 
     def log(
         self,

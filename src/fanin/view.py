@@ -68,12 +68,11 @@ def encode(view: Mapping[str, object]) -> str:
     raise AssertionError(f"a view of {len(text)} characters")
 
 
-def link(server: str, experiment: str) -> str:
+def link(server: str, experiment: str, *, arranged: bool = True) -> str:
     """The address of the experiment's charts, arranged."""
-    query = urlencode(
-        {"workflowType": "machine_learning", "compareRunsMode": "CHART", "viewStateShareKey": NAME}
-    )
-    return f"{server}/#/experiments/{experiment}/runs?{query}"
+    query = {"workflowType": "machine_learning", "compareRunsMode": "CHART"}
+    query |= {"viewStateShareKey": NAME} if arranged else {}
+    return f"{server}/#/experiments/{experiment}/runs?{urlencode(query)}"
 
 
 def _columns(swept: Sequence[str], metric: str, *, grouped: bool) -> dict[str, int]:
@@ -124,7 +123,7 @@ def _bars(metric: str) -> dict[str, object]:
 
 def _lines(metric: str) -> dict[str, object]:
     """A curve; a loss on a logarithmic axis, since one bad start would flatten all others on a linear one."""
-    axes = {
+    axes: dict[str, object] = {
         "xAxisKey": "step",
         "xAxisScaleType": "linear",
         "yAxisKey": "metric",
