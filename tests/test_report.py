@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy
 import pandas
@@ -18,6 +20,7 @@ from scipy import stats
 
 from fanin import query, report
 from fanin.app import main
+from fanin.comparison import compare
 from fanin.errors import ConfigError
 from fanin.report import series
 from fanin.report.material import gather
@@ -265,7 +268,7 @@ def test_runs_that_were_stopped_are_listed_with_their_reasons(half):
 def test_a_study_that_goes_on_says_so_and_ranks_what_is_finished(half):
     text = render(gather("demo", project=half))
     assert "The study has not ended. 1 of its runs is still running." in text
-    assert "With one run" in section_of(text, "answer") or "has the best mean" in section_of(text, "answer")
+    assert "<b>he_normal · lr=0.1</b> has the best mean val/accuracy" in section_of(text, "answer")
     found = data_of(text)["variants"]
     assert [one["mean"] is None for one in found] == [False, True, True, True]
     assert found[1]["last"] is not None  # drawn hollow, at its last value
@@ -279,6 +282,26 @@ def test_a_study_without_runs_is_a_page_that_says_what_is_missing(empty):
 def test_a_study_that_does_not_exist_is_refused_with_the_nearest_name(half):
     with pytest.raises(ConfigError, match="did you mean 'demo'"):
         report.write("dmeo", project=half)
+
+
+def test_every_swept_key_of_a_grid_is_compared_in_the_words_of_fanin_compare(finished):
+    shown = html.unescape(section_of(finished.path.read_text(), "answer"))
+    project = finished.path.parent.parent
+    for key in SWEPT:
+        for sentence in compare("demo", by=key, project=project).sentences:
+            assert sentence in shown
+    assert "differences from he_normal" in shown and "differences from 0.1" in shown
+
+
+def test_a_race_is_judged_by_its_own_tests_only(finished):
+    material = gather("demo", project=finished.path.parent.parent)
+    race = "The race for val/accuracy (risk 5 %):\n\n- zeros: <dropped>\n- left: he_normal"
+    note = f"## a study\n\n{race}\n\nThis session: 9 finished."
+    tags = {**material.about.tags, "fanin.racing": "{}", "mlflow.note.content": note}
+    raced = replace(material, about=replace(material.about, tags=tags))
+    shown = section_of(render(raced), "answer")
+    assert "<li>zeros: &lt;dropped&gt;</li><li>left: he_normal</li></ul>" in shown
+    assert "Holm" not in shown and "sign-flip" not in shown
 
 
 # The file
@@ -356,19 +379,34 @@ def test_500_runs_of_a_deep_network_and_many_epochs_are_thinned_to_less_than_5_m
     assert len(text.encode()) < 5e6 and (steps[0], steps[-1]) == (0, 40) and len(steps) < 41
 
 
+def sixty(variant, replicate):
+    """Records of 60 metrics, most of them of layers, as a real run has them."""
+
+    def metrics(epoch):
+        names = [f"{kind}/layers.{i}/{name}" for i in range(7) for kind, name in SOME_STATISTICS]
+        return records(variant, replicate)(epoch) | {name: 0.1 + epoch for name in names}
+
+    return metrics
+
+
+SOME_STATISTICS = [key.split("_", 1) for key in series.PER_LAYER[:8]]
+
+
 @pytest.mark.slow
-def test_200_runs_are_reported_in_20_seconds(tmp_path, monkeypatch):
+def test_200_runs_of_60_metrics_are_reported_in_20_seconds(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     study = declare(tmp_path)
     for variant in range(len(POINTS)):
         for replicate in range(50):
-            train(run_of(study, variant, replicate), last=15, metrics=records(variant, replicate % 3))
+            folder = run_of(study, variant, replicate)
+            train(folder, last=15, metrics=sixty(variant, replicate % 3))
     end_study(study)
     ship(tmp_path)
     began = time.monotonic()
     written = report.write("demo", project=tmp_path)
     assert time.monotonic() - began < 20
-    assert len(data_of(written.path.read_text())["curves"]["runs"]) == 200
+    drawn = data_of(written.path.read_text())
+    assert len(drawn["curves"]["runs"]) == 200 and len(drawn["layers"]["over"]) >= 8
 
 
 # The browser
@@ -479,3 +517,14 @@ def test_the_pointer_finds_a_variant_on_every_kind_of_plot(finished):
     assert console == []
     for name, text, lit in seen:
         assert re.search(r"\d", text) and lit, name
+
+
+@needs_browser
+def test_a_figure_is_saved_as_an_svg_that_needs_none_of_the_pages_styles(finished):
+    ask = """["curves", "heat", "parallel"].map((name) => standalone(box(name).querySelector("svg")))"""
+    figures, console = browse(finished.path, ask)
+    assert console == []
+    for text in figures:
+        root = ElementTree.fromstring(text)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg" and float(root.get("width")) > 100
+        assert not re.search(r"var\(|color-mix|oklab|light-dark", text)

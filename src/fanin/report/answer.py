@@ -1,57 +1,99 @@
 """The first thing on the page: how far the study is, what it says, and how sure that is."""
 
 import math
+import re
+from collections.abc import Iterator, Mapping
 from html import escape
 
 import pandas
 
 from fanin import leaderboard
+from fanin.comparison.core import compare_runs
+from fanin.comparison.result import Comparison
+from fanin.comparison.words import name, number, probability
+from fanin.errors import ConfigError
 from fanin.report import tables
-from fanin.report.figures import texts, title
+from fanin.report.figures import FEW, texts, title
 from fanin.report.material import Material
+
+RACED = re.compile(r"^(The race for .*:)\n\n((?:- .*\n?)+)", flags=re.MULTILINE)
+FENCED = re.compile(r"^```\n(.*?)\n```", flags=re.MULTILINE | re.DOTALL)
+HEAD = ["", "difference", "95 % interval", "p (Holm)", "P(better)", "pairs", "verdict"]
 
 
 def answer(material: Material) -> str:
     """The state of the study if it has not ended well, the verdict, the leaderboard and its notes."""
     if material.runs.empty:
         return "<p>No run of this study is recorded yet. This page is complete once some are.</p>"
-    notes = "".join(
-        f"<p class='soft'>{escape(note)}</p>"
-        for note in leaderboard.remarks(material.board, len(material.board))
+    found = comparisons(material)
+    note = material.about.tags.get("mlflow.note.content", "")
+    remarks = leaderboard.remarks(material.board, len(material.board))
+    return "".join(
+        [
+            unfinished(material),
+            f'<div class="verdict">{leader(material, found)}{decided(found)}{raced(note)}</div>',
+            '<div class="controls" data-controls="board"></div>',
+            tables.board(material),
+            *(f"<p>{escape(text)}</p>" for text in remarks),
+            *(f"<pre>{escape(text)}</pre>" for text in FENCED.findall(note)),  # the best, to every digit
+            *(differences(one) for one in found),
+        ]
     )
-    controls = '<div class="controls" data-controls="board"></div>'
-    parts = [unfinished(material), f'<div class="verdict">{verdict(material)}</div>', controls]
-    return "".join([*parts, tables.board(material), notes])
 
 
 def unfinished(material: Material) -> str:
     """What is missing, of a study that still runs or was interrupted."""
     reason = material.about.tags.get("fanin.reason")
     running = int(material.runs["status"].eq("RUNNING").sum())
-    if reason == "done" and not running:
+    if not running and (reason == "done" or not material.about.swept):  # single trainings never are a whole
         return ""
-    said = (
-        f"The study ended early: {escape(reason)}."
-        if reason and reason != "done"
-        else "The study has not ended."
-    )
+    early = reason and reason != "done"
+    said = f"The study ended early: {escape(str(reason))}." if early else "The study has not ended."
     still = f" {running} of its runs {'is' if running == 1 else 'are'} still running." if running else ""
     return f'<p class="warning">{said}{still} What follows is what is recorded so far.</p>'
 
 
-def verdict(material: Material) -> str:
-    """The leader, its interval, and whose intervals reach into it."""
+def comparisons(material: Material) -> list[Comparison]:
+    """One for each swept key of a grid that has replicates; none of a race, whose replicates depend on what
+    was seen, so that only its own tests hold."""
+    levels = {key: material.runs[key].nunique() for key in material.about.swept if key in material.runs}
+    if "fanin.racing" in material.about.tags or max(levels.values(), default=0) > FEW:
+        return []
+    return list(_compared(material, [key for key, count in levels.items() if count > 1]))
+
+
+def _compared(material: Material, keys: list[str]) -> Iterator[Comparison]:
+    if material.board["n"].max() < 2:
+        return
+    for key in keys:
+        try:
+            yield compare_runs(
+                material.runs,
+                by=key,
+                metric=material.about.metric,
+                direction=material.about.direction,
+                within=[other for other in keys if other != key],
+                classes=material.classes,
+            )
+        except ConfigError:  # fewer than two of its values have finished runs
+            continue
+
+
+def leader(material: Material, found: list[Comparison]) -> str:
+    """Which variant leads, by how much; and how sure that is where nothing was compared."""
     board = material.board[material.board["n"] > 0]
     metric = escape(material.about.metric)
     if board.empty:
         return "<p>No variant has a finished run yet.</p>"
     first, values = board.iloc[0], texts(board)
-    leader = f"<p><b>{escape(title(first, material.by))}</b> has the best mean {metric}: <b>{values[0]}</b>"
-    leader += f" over {first['n']} replicates.</p>" if first["n"] > 1 else ".</p>"
-    if len(board) < 2:
-        return leader
-    after = f"Next is {escape(title(board.iloc[1], material.by))} with {values[1]}."
-    return f"{leader}<p>{after} {_overlap(board, material.about.direction)}</p>"
+    if len(material.board) < 2:
+        return f"<p>{metric}: <b>{values[0]}</b></p>"
+    said = f"<b>{escape(title(first, material.by))}</b> has the best mean {metric}: <b>{values[0]}</b>"
+    said += f" over {first['n']} replicates." if first["n"] > 1 else "."
+    if len(board) > 1:
+        said += f" Next is {escape(title(board.iloc[1], material.by))} with {values[1]}."
+        said += "" if found else f" {_overlap(board, material.about.direction)}"
+    return f"<p>{said}</p>"
 
 
 def _overlap(board: pandas.DataFrame, direction: str) -> str:
@@ -62,11 +104,44 @@ def _overlap(board: pandas.DataFrame, direction: str) -> str:
         return "With one run a variant there is no interval: a small lead may be chance."
     near = known["high"] >= first["low"] if direction == "maximize" else known["low"] <= first["high"]
     count = int(near.sum())
-    if not count:
-        return f"No interval of the other {len(known)} overlaps its own."
-    many = (
-        f"{count} of the other {len(known)} have intervals that overlap"
-        if len(known) > 1
-        else "Its interval overlaps"
-    )
-    return f"{many} the leader's: between those, the order is not settled."
+    return f"The intervals of {count or 'none'} of the other {len(known)} overlap its own."
+
+
+def decided(found: list[Comparison]) -> str:
+    """What is decided for each key, one sentence after the other; how, and what to know of it."""
+    said = []
+    for one in found:
+        how, *sentences = one.sentences
+        what = f"<b>{escape(one.by)}</b>: " if len(found) > 1 else ""
+        items = "".join(f"<li>{escape(text)}</li>" for text in sentences)
+        items += "".join(f"<li class='soft'>{escape(text)}</li>" for text in one.notes)
+        said.append(f"<p class='soft'>{what}{escape(how)}</p><ul>{items}</ul>")
+    return "".join(said)
+
+
+def raced(note: str) -> str:
+    """How a race went, as the study's description in MLflow tells it."""
+    match = RACED.search(note)
+    if not match:
+        return ""
+    items = "".join(f"<li>{escape(line.removeprefix('- '))}</li>" for line in match[2].splitlines())
+    return f"<p>{escape(match[1])}</p><ul>{items}</ul>"
+
+
+def differences(found: Comparison) -> str:
+    """Every level against the reference."""
+    rows = [_difference(row) for row in found.differences.to_dict("records")]
+    head = f"{escape(found.by)}: differences from {escape(name(found.reference))}, pair by pair"
+    shown = tables.table([found.by, *HEAD[1:]], rows, numbers=range(1, len(HEAD) - 1))
+    return f"<details><summary>{head}</summary>{shown}</details>"
+
+
+def _difference(row: Mapping) -> list[str]:
+    if not row["n"]:
+        return [name(row["level"]), "-", "-", "-", "-", "0", f"{row['verdict']}: {row['why']}"]
+    interval = "-" if math.isnan(row["low"]) else f"{number(row['low'])} to {number(row['high'])}"
+    chance = [probability(row["holm"]), f"{row['improvement']:.2f}"]
+    return [
+        *(name(row["level"]), number(row["difference"]), interval, *chance, str(row["n"])),
+        ": ".join(filter(None, [str(row["verdict"]), row["why"]])),
+    ]

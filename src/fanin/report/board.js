@@ -1,5 +1,6 @@
 // The leaderboard and the curves: one function per section draws it and its controls.
 
+const bestSide = data.direction === "maximize" ? 1 : -1;
 const scoreOf = (v) => variants[v].mean ?? variants[v].last;
 const facts = (v) => [
   variants[v].name,
@@ -16,9 +17,14 @@ const facts = (v) => [
 
 function leaderboardSection() {
   const rows = [...document.querySelectorAll("#board tbody tr")];
-  const values = variants.flatMap((one) => [...one.runs, one.low, one.high, one.mean]);
-  const domains = { best: robustExtent(values), all: extent(values) };
-  if (!domains.all) return;
+  const values = variants.flatMap((one) => [...one.runs, one.mean]);
+  if (!values.some(known)) return;
+  const ends = (domain) =>
+    variants
+      .filter((one) => one.mean >= domain[0] && one.mean <= domain[1])
+      .flatMap((one) => [one.low, one.high]);
+  const fit = (domain) => widened(domain, ends(domain));
+  const domains = { best: fit(robustExtent(values, bestSide)), all: fit(extent(values)) };
   const zoomed = domains.best[1] - domains.best[0] < 0.8 * (domains.all[1] - domains.all[0]);
   let zoom = zoomed ? "best" : "all";
   const draw = () => {
@@ -172,7 +178,7 @@ function curveSection() {
     linePlot(box("curves"), {
       lines,
       context: hidden.map((v) => curveOf(v, now).points.map((p) => [p.x, p.y])),
-      x: { title: now.x === "step" ? "epoch" : "seconds of training" },
+      x: { title: now.x === "step" ? "epoch" : "seconds of training", whole: now.x === "step" },
       y: { log: logarithmic(), domain: now.zoom ? closeUp(lines, logarithmic()) : null },
       height: 380,
       label: `${now.metric} over ${now.x}`,
@@ -191,7 +197,7 @@ function closeUp(lines, log) {
   return extent(
     near
       .flatMap((one) => one.points.slice(Math.floor(one.points.length / 4)))
-      .flatMap((p) => [p.y, p.low, p.high]),
+      .flatMap((p) => [p.y, p.least, p.most]),
     { log },
   );
 }
@@ -225,14 +231,14 @@ function curveOf(v, { metric, band: kind, x }) {
 function summary(values, kind, whole) {
   const n = values.length;
   if (!n) return { y: null };
-  const mean = values.reduce((a, b) => a + b, 0) / n;
+  const y = values.reduce((a, b) => a + b, 0) / n;
   const some = n < whole ? ` (${n} of ${whole} runs)` : "";
-  if (n < 2) return { y: mean, text: format(mean) + some };
+  if (n < 2) return { y, text: format(y) + some };
+  const [least, most] = [Math.min(...values), Math.max(...values)];
   if (kind === "range") {
-    const [low, high] = [Math.min(...values), Math.max(...values)];
-    return { y: mean, low, high, text: `${format(mean)} (${format(low)} to ${format(high)})${some}` };
+    return { y, low: least, high: most, text: `${format(y)} (${format(least)} to ${format(most)})${some}` };
   }
-  const half = data.interval[n] * Math.sqrt(values.reduce((a, b) => a + (b - mean) ** 2, 0) / (n - 1));
-  const text = `${format(mean)} ± ${twoDigits(half)}${some}`;
-  return kind === "runs" ? { y: mean, text } : { y: mean, low: mean - half, high: mean + half, text };
+  const half = data.interval[n] * Math.sqrt(values.reduce((a, b) => a + (b - y) ** 2, 0) / (n - 1));
+  const text = `${format(y)} ± ${twoDigits(half)}${some}`;
+  return kind === "runs" ? { y, text } : { y, low: y - half, high: y + half, least, most, text };
 }

@@ -36,8 +36,8 @@ const power = (exponent) =>
 
 // Ticks: [value, text] pairs.
 
-function linearTicks(low, high, count) {
-  const rough = (high - low) / count || 1;
+function linearTicks(low, high, count, whole = false) {
+  const rough = Math.max((high - low) / count || 1, whole ? 1 : 0);
   const unit = 10 ** Math.floor(Math.log10(rough));
   const ratio = rough / unit;
   const step = unit * (ratio > 7.07 ? 10 : ratio > 3.16 ? 5 : ratio > 1.41 ? 2 : 1);
@@ -73,13 +73,13 @@ function logTicks(low, high, count) {
 }
 
 // A function from a value to a pixel. On a log scale what is not positive lies on the lower edge.
-function scale(domain, range, { log = false, count = 5 } = {}) {
+function scale(domain, range, { log = false, count = 5, whole = false } = {}) {
   const [low, high] = domain;
   const by = log ? Math.log10 : (value) => value;
   const [a, b] = [by(low), by(high)];
   const at = (value) =>
     range[0] + (((log && value <= 0 ? a : by(value)) - a) / (b - a || 1)) * (range[1] - range[0]);
-  at.ticks = log ? logTicks(low, high, count) : linearTicks(low, high, count);
+  at.ticks = log ? logTicks(low, high, count) : linearTicks(low, high, count, whole);
   at.domain = domain;
   return at;
 }
@@ -114,13 +114,23 @@ function extent(values, { log = false, room = 0.05 } = {}) {
   return [low - space, high + space];
 }
 
-// The extent without far outliers: what lies more than three interquartile ranges beyond the quartiles.
-function robustExtent(values) {
+// The extent without the values that are far worse than the others: more than three interquartile ranges beyond
+// the quartile. `best` is the side (1: high, -1: low) on which nothing is ever left out; 0: on neither.
+function robustExtent(values, best = 0) {
   const sorted = values.filter(known).sort((a, b) => a - b);
   if (!sorted.length) return null;
   const at = (share) => sorted[Math.round(share * (sorted.length - 1))];
   const reach = 3 * (at(0.75) - at(0.25));
-  return extent(sorted.filter((value) => value >= at(0.25) - reach && value <= at(0.75) + reach));
+  const low = best < 0 ? -Infinity : at(0.25) - reach;
+  const high = best > 0 ? Infinity : at(0.75) + reach;
+  return extent(sorted.filter((value) => value >= low && value <= high));
+}
+
+// With room for `more`, but by no more than a quarter of the range on a side.
+function widened([low, high], more) {
+  const room = (high - low) / 4;
+  const ends = more.filter(known);
+  return [Math.max(low - room, Math.min(low, ...ends)), Math.min(high + room, Math.max(high, ...ends))];
 }
 
 const path = (points) => {

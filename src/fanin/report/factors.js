@@ -76,7 +76,10 @@ function heatSection() {
       rows: down.names,
       columns: across.names,
       cells,
-      domain: robustExtent(cells.map((cell) => cell.value)) ?? [0, 1],
+      domain: robustExtent(
+        cells.map((cell) => cell.value),
+        bestSide,
+      ) ?? [0, 1],
       label: `${data.metric} by ${down.key} and ${across.key}`,
     });
     document.querySelector('[data-caption="heat"]').textContent = `down: ${down.key} · across: ${across.key}`;
@@ -86,7 +89,7 @@ function heatSection() {
 
 function parallelSection() {
   if (!box("parallel")) return;
-  const domain = robustExtent(all.map(scoreOf));
+  const domain = robustExtent(all.map(scoreOf), bestSide);
   if (!domain) return nothing(box("parallel"), "No run has a value yet.");
   const clamp = (value) => (known(value) ? Math.min(domain[1], Math.max(domain[0], value)) : null);
   const span = axes.map((axis) => ({
@@ -142,7 +145,7 @@ function parallelSection() {
 function sliceSection() {
   const place = box("slices");
   if (!place) return;
-  const domain = robustExtent(all.map(scoreOf));
+  const domain = robustExtent(all.map(scoreOf), bestSide);
   const panels = axes.map((axis) => ({ axis, figure: panel(place, axis.key) }));
   const seconds = { key: "seconds", number: true, value: variants.map((one) => one.seconds), log: false };
   panels.push({ axis: seconds, figure: panel(place, "seconds of a run: what it costs") });
@@ -183,6 +186,18 @@ function sliceSection() {
 function panel(place, title) {
   place.querySelector(".missing")?.remove();
   const figure = element("div", { class: "plot" });
-  place.append(element("figure", {}, element("figcaption", {}, title), figure));
+  place.append(
+    element(
+      "figure",
+      {},
+      element(
+        "figcaption",
+        {},
+        title,
+        saveButton(() => figure, title),
+      ),
+      figure,
+    ),
+  );
   return figure;
 }

@@ -151,7 +151,7 @@ function epochSection() {
       linePlot(figure, {
         lines: lines[i],
         height: 200,
-        x: { title: "epoch" },
+        x: { title: "epoch", whole: true },
         y: { log, domain },
         rules,
         label: `${TITLES[now.key]} of ${layers.names[layer]} over epochs`,

@@ -109,7 +109,8 @@ function choose(label, options, value, on) {
 }
 
 function controls(name, ...made) {
-  document.querySelector(`[data-controls="${name}"]`)?.replaceChildren(...made.filter(Boolean));
+  const save = box(name)?.classList.contains("plot") ? saveButton(() => box(name), name) : null;
+  document.querySelector(`[data-controls="${name}"]`)?.replaceChildren(...[...made, save].filter(Boolean));
 }
 
 // The legend, which stays in view: click toggles a variant, shift-click shows it alone.

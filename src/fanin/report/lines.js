@@ -1,10 +1,10 @@
-// Fills a box with lines over x and their bands. lines: {v, name, style, points, thin, ends}, where points: [{x, y, low, high, text}] make a line
+// Fills a box with lines over x and their bands. lines: {v, name, style, points, thin, ends}, where points: [{x, y, low, high, least, most, text}] make a line
 // with a band, thin: [[[x, y]]] are lines behind it and ends: [{x, y}] marks. context: [[[x, y]]] are grey lines.
 function linePlot(box, spec) {
   const { lines, context = [], x, y, height = 300, label, head, rules = [] } = spec;
   const behind = [...context, ...lines.flatMap((one) => one.thin ?? [])].flat();
   const points = lines.flatMap((one) => one.points);
-  const values = [...points.flatMap((p) => [p.y, p.low, p.high]), ...behind.map((p) => p[1])];
+  const values = [...points.flatMap((p) => [p.y, p.least, p.most]), ...behind.map((p) => p[1])];
   const domain = y.domain ?? extent([...values, ...rules.map((rule) => rule.y)], { log: y.log });
   if (!domain) return nothing(box, y.log ? "Nothing above zero to show on a log scale." : "No values.");
   const xs = [...new Set([...points.map((p) => p.x), ...behind.map((p) => p[0])])].sort((a, b) => a - b);
@@ -13,12 +13,14 @@ function linePlot(box, spec) {
     height,
     label,
     xTitle: x.title,
-    x: (range) => (x.names ? nameScale(x.names, range) : scale(ends, range, { count: 6 })),
+    x: (range) => (x.names ? nameScale(x.names, range) : scale(ends, range, { count: 6, whole: x.whole })),
     y: (range) => scale(domain, range, { log: y.log, count: height < 220 ? 3 : 5 }),
   });
   const { inside, over, sx, sy, area } = drawn;
   const d = context.map((some) => path(some.map(([px, py]) => [sx(px), known(py) ? sy(py) : null]))).join("");
-  inside.append(element("svg:path", { d, class: "context" }));
+  inside.append(
+    element("svg:path", { d, class: "context", opacity: Math.max(0.08, Math.min(0.3, 25 / context.length)) }),
+  );
   for (const one of lines) inside.append(band(one, sx, sy));
   for (const one of lines) inside.append(stroke(one, sx, sy, x.names));
   for (const one of lines)

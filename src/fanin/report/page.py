@@ -10,7 +10,7 @@ from fanin.report import figures, tables
 from fanin.report.material import Material
 from fanin.report.sections import sections
 
-PARTS = ("chart", "lines", "plots", "legend", "board", "factors", "layers", "page")
+PARTS = ("chart", "lines", "plots", "save", "legend", "board", "factors", "layers", "page")
 
 
 def render(material: Material) -> str:

@@ -1,7 +1,7 @@
 """The report's texts and tables as HTML: whatever must be readable without a script, and on paper."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from html import escape
 
 import pandas
@@ -17,7 +17,7 @@ SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 MACHINE = ("hardware", "tracking")  # groups that do not change what is computed
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Container[int] = ()) -> str:
     """A plain table of texts; the columns `numbers` are set to the right."""
     cell = [' class="number"' if i in numbers else "" for i in range(len(head))]
     lines = [f"<tr>{''.join(f'<th{c}>{escape(t)}</th>' for c, t in zip(cell, head, strict=True))}</tr>"]
