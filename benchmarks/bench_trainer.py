@@ -26,14 +26,10 @@ BATCH, LR, VAL = 100, 1e-3, 500
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(os.environ.get("FANIN_DATA", "data")))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--epochs", type=int, default=3, help="of ours and of the lean loop; the tutorial runs 1"
-    )
+    parser.add_argument("--epochs", type=int, default=3, help="of ours and of the lean loop; the tutorial runs 1")
     parser.add_argument("--loop", choices=sorted(LOOPS), help=argparse.SUPPRESS)  # the child's side
     options = parser.parse_args()
     if options.loop:

@@ -2,9 +2,7 @@
 
 import os
 
-os.environ.update(
-    OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"
-)  # before torch is imported; child processes inherit it
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported; child processes inherit it
 
 from pathlib import Path
 

@@ -141,9 +141,7 @@ def mlflow_server(cluster, values, artifacts, *, log):
     )
     command = SERVICES["mlflow"]["command"]
     assert command[0] == "mlflow"
-    server = subprocess.Popen(
-        [sys.executable, "-m", *command], env=variables, cwd=artifacts, stdout=log, stderr=log
-    )
+    server = subprocess.Popen([sys.executable, "-m", *command], env=variables, cwd=artifacts, stdout=log, stderr=log)
     try:
         uri = f"http://127.0.0.1:{port}"
         wait_until(lambda: healthy(uri) or server.poll() is not None, seconds=240)

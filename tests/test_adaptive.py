@@ -157,9 +157,7 @@ def test_several_objectives_are_told_each_by_its_mean(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_whenever_the_coordinator_dies_the_next_one_does_exactly_the_rest(
-    tmp_path: Path, workers: int
-) -> None:
+def test_whenever_the_coordinator_dies_the_next_one_does_exactly_the_rest(tmp_path: Path, workers: int) -> None:
     study = search_study(trials=4, replicates=2)
     whole = open_plan(study, tmp_path / "whole")
     Play(accuracy).run(whole)

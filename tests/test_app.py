@@ -311,9 +311,7 @@ def cases(table: dict) -> list:
     return [pytest.param(arguments, pieces, id=name) for name, (arguments, pieces) in table.items()]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "pieces"), cases(UNKNOWN | MALFORMED | TYPES | RANGES | CONTRADICTIONS)
-)
+@pytest.mark.parametrize(("arguments", "pieces"), cases(UNKNOWN | MALFORMED | TYPES | RANGES | CONTRADICTIONS))
 def test_bad_input_is_refused_with_its_key_the_rule_and_a_way_out(place, capsys, arguments, pieces):
     message = refused(capsys, *arguments)
     assert all(piece in message for piece in pieces), message
@@ -382,9 +380,7 @@ def test_missing_and_corrupt_data_are_refused_with_the_file(place, capsys):
     assert "must hold the arrays" in refused(capsys, "train", "data=own", "data.path=half.npz")
 
 
-@pytest.mark.parametrize(
-    "uri", ["foo://x", "mlruns", "http:/x", "http://", "sqlite://x.db", "postgresql://h/db"]
-)
+@pytest.mark.parametrize("uri", ["foo://x", "mlruns", "http:/x", "http://", "sqlite://x.db", "postgresql://h/db"])
 def test_a_tracking_uri_that_cannot_be_is_refused_before_training(place, capsys, monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert "MLFLOW_TRACKING_URI" in refused(capsys, "train", *TINY)

@@ -17,9 +17,7 @@ CONF = Path(__file__).parent.parent / "conf"
 
 
 @contextmanager
-def composer(
-    conf: Path, name: str = "config", *, own: bool = True, fixed: tuple[str, ...] = ()
-) -> Iterator[Composer]:
+def composer(conf: Path, name: str = "config", *, own: bool = True, fixed: tuple[str, ...] = ()) -> Iterator[Composer]:
     with initialize_config_dir(str(conf), version_base="1.3"):
         yield Composer(GlobalHydra.instance().config_loader(), config_name=name, fixed=fixed, own=own)
 
@@ -83,9 +81,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "fixed"), [("config", ()), ("config", ("b=global",)), ("paired", ("a=two",))]
-)
+@pytest.mark.parametrize(("name", "fixed"), [("config", ()), ("config", ("b=global",)), ("paired", ("a=two",))])
 def test_choices_that_reach_beyond_their_group_are_composed_by_hydra(
     name: str, fixed: tuple[str, ...], tmp_path: Path
 ) -> None:

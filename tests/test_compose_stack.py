@@ -428,9 +428,7 @@ def test_fanin_says_in_one_line_that_a_password_is_wrong(command, stack, tmp_pat
     stack.users["eve"] = "no account, no password"
     done = stack.fanin(*command, user="eve", folder=new_project(tmp_path))
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert (
-        "'eve' (401): set MLFLOW_TRACKING_USERNAME" in done.stderr and stack.users["eve"] not in done.stderr
-    )
+    assert "'eve' (401): set MLFLOW_TRACKING_USERNAME" in done.stderr and stack.users["eve"] not in done.stderr
     assert not [*tmp_path.rglob("spool.jsonl")]
 
 
@@ -558,6 +556,4 @@ def test_a_backup_brings_everything_back_after_all_is_lost(stack, swept, as_user
     assert {path.relative_to(stack.artifacts) for path in stack.artifacts.rglob("*")} == files
     with pytest.raises(RuntimeError, match="permission denied for database"):
         stack.read("select 1", database="mlflow_auth")
-    assert int(stack.read("select count(*) from metrics")[0]) > 0, (
-        "the reader's rights are part of the backup"
-    )
+    assert int(stack.read("select count(*) from metrics")[0]) > 0, "the reader's rights are part of the backup"

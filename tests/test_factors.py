@@ -73,9 +73,7 @@ def test_keys_that_walk_in_step_are_one_factor() -> None:
 
 def test_a_diverged_run_counts_as_it_does_in_the_leaderboard() -> None:
     points = full(a=[1, 2], b=[1, 2])
-    runs = frame(points, lambda p, r: math.nan if p["a"] == 2 else 0.9).rename(
-        columns={"score": "test/accuracy"}
-    )
+    runs = frame(points, lambda p, r: math.nan if p["a"] == 2 else 0.9).rename(columns={"score": "test/accuracy"})
     chance = frame(points, lambda p, r: 0.25 if p["a"] == 2 else 0.9)
     found = judge(runs, "a", "b", metric="test/accuracy", classes=4)
     assert shares(found) == pytest.approx(shares(judge(chance, "a", "b")))

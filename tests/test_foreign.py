@@ -216,9 +216,7 @@ def test_everything_may_be_said_in_the_configuration_file(folder: Path) -> None:
     hydra: {mode: MULTIRUN, sweeper: {study: mine, direction: maximize, params: {x: "range(0,3)", y: "1,2"}}}
     """
     write(folder, BOWL, config=config)
-    done = subprocess.run(
-        command(), cwd=folder, capture_output=True, text=True, timeout=DEADLINE, check=False
-    )
+    done = subprocess.run(command(), cwd=folder, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 0, done.stderr
     assert calls(folder) == ["0 1", "0 2", "1 1", "1 2", "2 1", "2 2"]
     assert best(folder) == {"name": "fanin", "best_params": {"x": 0, "y": 2}, "best_value": 3.0}
@@ -229,9 +227,7 @@ def test_everything_may_be_said_in_the_configuration_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
-def test_a_search_runs_its_trials_starts_at_the_default_and_is_not_run_twice(
-    folder: Path, sampler: str
-) -> None:
+def test_a_search_runs_its_trials_starts_at_the_default_and_is_not_run_twice(folder: Path, sampler: str) -> None:
     write(folder, BOWL)
     arguments = (f"hydra/sweeper={sampler}", "x=interval(-4,4)", "y=0.25,0.5", "hydra.sweeper.max_trials=6")
     done = sweep(folder, *arguments, "hydra.sweeper.workers=1")
@@ -265,9 +261,7 @@ def test_two_objectives_end_in_the_points_that_no_other_one_beats(folder: Path) 
     arguments = ("hydra/sweeper=nsgaii", "x=interval(-4,4)", "y=range(0,3)", "hydra.sweeper.max_trials=12")
     done = sweep(folder, *arguments, "hydra.sweeper.direction=[minimize,minimize]")
     made = [tuple(map(float, line.split())) for line in calls(folder)]
-    front = sorted(
-        one for one in made if not any(o[0] <= one[0] and o[1] <= one[1] and o != one for o in made)
-    )
+    front = sorted(one for one in made if not any(o[0] <= one[0] and o[1] <= one[1] and o != one for o in made))
     solutions = best(folder)["solutions"]
     assert len(made) == 12 and sorted(tuple(s["values"]) for s in solutions) == front
     for solution in solutions:
@@ -275,9 +269,7 @@ def test_two_objectives_end_in_the_points_that_no_other_one_beats(folder: Path) 
         assert solution["values"] == pytest.approx([x**2, (x - 2) ** 2 + y])
     table = done.stdout[done.stdout.index("Pareto front") :]
     assert table.splitlines()[2].split() == ["objective_0", "objective_1"]
-    assert [line.split()[0] for line in table.splitlines()[3 : 3 + len(front)]] == [
-        f"{a:.4g}" for a, _ in front
-    ]
+    assert [line.split()[0] for line in table.splitlines()[3 : 3 + len(front)]] == [f"{a:.4g}" for a, _ in front]
 
 
 # ---- jobs that fail ----

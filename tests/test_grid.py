@@ -60,17 +60,10 @@ def test_every_variant_is_tried_once_before_any_is_repeated(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("workers", "late"), [(1, False), (3, False), (3, True), (50, True)])
-def test_each_run_is_done_once_whoever_works_and_in_whatever_order(
-    tmp_path: Path, workers: int, late: bool
-) -> None:
+def test_each_run_is_done_once_whoever_works_and_in_whatever_order(tmp_path: Path, workers: int, late: bool) -> None:
     plan = open_plan(make_study(PARAMS, replicates=3), tmp_path)
     made = Play(accuracy, workers=workers, late=late).run(plan)
-    wanted = {
-        f"a={a} b={b} r{r}": 0.1 * a + 0.01 * b + 0.001 * r
-        for a in (1, 2, 3)
-        for b in (1, 2)
-        for r in range(3)
-    }
+    wanted = {f"a={a} b={b} r{r}": 0.1 * a + 0.01 * b + 0.001 * r for a in (1, 2, 3) for b in (1, 2) for r in range(3)}
     assert sorted(made.names) == sorted(wanted) and ended(plan) == pytest.approx(wanted)
 
 
@@ -132,9 +125,7 @@ def test_a_run_whose_worker_died_goes_out_next_but_no_more_than_twice_again(tmp_
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_whenever_the_coordinator_dies_the_next_one_does_exactly_the_rest(
-    tmp_path: Path, workers: int
-) -> None:
+def test_whenever_the_coordinator_dies_the_next_one_does_exactly_the_rest(tmp_path: Path, workers: int) -> None:
     study = make_study(PARAMS, replicates=2)
     whole = Play(accuracy).run(open_plan(study, tmp_path / "whole"))
     for stop in range(len(whole.names) + 1):
@@ -245,9 +236,7 @@ def racing(values: dict[str, Any], replicate: int) -> float:
 
 
 @pytest.mark.parametrize("workers", [1, 5])
-def test_a_race_gives_replicates_to_those_that_are_not_shown_to_be_worse(
-    tmp_path: Path, workers: int
-) -> None:
+def test_a_race_gives_replicates_to_those_that_are_not_shown_to_be_worse(tmp_path: Path, workers: int) -> None:
     settings = {"min_replicates": 3, "confidence": 0.95}
     study = make_study({"a": "1,2,3"}, replicates=8, racing=settings)
     plan = open_plan(study, tmp_path)

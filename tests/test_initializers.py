@@ -77,9 +77,7 @@ UNIFORM = [  # likewise, with the bound
 
 
 @pytest.mark.parametrize("function, options, shape, std", NORMAL)
-def test_a_normal_initializer_has_mean_0_the_std_of_its_formula_and_a_normal_shape(
-    function, options, shape, std
-):
+def test_a_normal_initializer_has_mean_0_the_std_of_its_formula_and_a_normal_shape(function, options, shape, std):
     weight = drawn(function, shape=shape, **options).double().flatten()
     n = len(weight)
     assert abs(weight.mean()) < 5 * std / math.sqrt(n)
@@ -153,9 +151,7 @@ def test_an_orthogonal_matrix_has_all_singular_values_equal_to_its_gain(shape, r
 
 def test_orthogonal_matrices_are_drawn_uniformly():
     # Under the Haar measure on O(4), E[tr Q] = 0 and E[(tr Q)^2] = 1. A QR without fixed signs fails: tr < 0.
-    traces = torch.stack(
-        [drawn(init.orthogonal, shape=(4, 4), seed=k, gain=1.0).trace() for k in range(2000)]
-    )
+    traces = torch.stack([drawn(init.orthogonal, shape=(4, 4), seed=k, gain=1.0).trace() for k in range(2000)])
     assert abs(traces.mean()) < 5 / math.sqrt(2000)
     assert abs(traces.square().mean() - 1) < 5 * math.sqrt(2 / 2000)
 
@@ -320,9 +316,7 @@ def test_torch_default_is_what_an_untouched_layer_of_torch_has():
 
 
 def test_norm_layers_become_the_identity_whatever_the_initializer():
-    model = nn.Sequential(
-        nn.BatchNorm1d(8), nn.BatchNorm2d(8), nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8)
-    )
+    model = nn.Sequential(nn.BatchNorm1d(8), nn.BatchNorm2d(8), nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8))
     for parameter in model.parameters():
         nn.init.constant_(parameter, 7)
     init.initialize(model, weight=init.ones, bias=3.0, streams=STREAMS)
@@ -434,22 +428,16 @@ def test_an_option_out_of_range_is_refused_by_its_key(function, options, message
         init.initialize(model, weight=weight, bias="zeros", streams=STREAMS)
 
 
-@pytest.mark.parametrize(
-    "bias, message", [("zero", "did you mean 'zeros'"), (math.nan, "finite"), (None, "finite")]
-)
+@pytest.mark.parametrize("bias, message", [("zero", "did you mean 'zeros'"), (math.nan, "finite"), (None, "finite")])
 def test_an_unknown_bias_is_refused(bias, message):
     with pytest.raises(ConfigError, match=f"initializer.bias: .*{message}"):
         init.initialize(mlp(), weight=init.zeros, bias=bias, streams=STREAMS)
 
 
 def test_options_that_an_initializer_does_not_have_or_lacks_are_refused():
-    with pytest.raises(
-        ConfigError, match="initializer: 'gian' is not one of: gain, mode; did you mean 'gain'"
-    ):
+    with pytest.raises(ConfigError, match="initializer: 'gian' is not one of: gain, mode; did you mean 'gain'"):
         init.bind(init.he_normal, {"gian": 2.0, "mode": "fan_in"})
-    with pytest.raises(
-        ConfigError, match="initializer.mode: missing, and fanin.initializers.* has no default"
-    ):
+    with pytest.raises(ConfigError, match="initializer.mode: missing, and fanin.initializers.* has no default"):
         init.bind(init.he_normal, {"gain": 2.0})
 
 

@@ -144,9 +144,7 @@ def test_norm_and_dropout_go_into_every_hidden_layer_of_ours(name, norm, kinds):
 
 
 def test_the_norm_of_cnn_small_yields_to_that_of_regularization_and_to_model_norm():
-    kinds = [
-        {type(norm) for norm in build("cnn_small", **change).norms} for change in ({}, {"norm": "layer"})
-    ]
+    kinds = [{type(norm) for norm in build("cnn_small", **change).norms} for change in ({}, {"norm": "layer"})]
     assert kinds == [{nn.BatchNorm2d, nn.BatchNorm1d}, {nn.GroupNorm, nn.LayerNorm}]
     options = options_of("model", "cnn_small") | {"norm": "none"}
     del options["_target_"]
@@ -394,9 +392,7 @@ def test_the_smallest_images_that_cnn_small_takes_are_16_pixels_wide():
 
 def test_checking_the_fit_leaves_no_trace():
     torch.manual_seed(0)
-    expected = models.Mlp(
-        in_shape=MNIST, classes=10, widths=[8], activation="relu", norm="batch", dropout=0.5
-    )
+    expected = models.Mlp(in_shape=MNIST, classes=10, widths=[8], activation="relu", norm="batch", dropout=0.5)
     after = torch.random.get_rng_state()
     torch.manual_seed(0)
     model = build("mlp", widths=[8], norm="batch", dropout=0.5)
@@ -452,9 +448,7 @@ def test_the_small_stem_keeps_the_resolution_that_the_original_divides_by_four(s
 def test_an_activation_replaces_every_module_of_a_torchvision_classifier():
     with torch.device("meta"):
         kinds = [type(module) for module in build("resnet18", activation="tanh").modules()]
-    assert (
-        nn.ReLU not in kinds and kinds.count(nn.Tanh) == 9
-    )  # the stem's and one a block, each used twice there
+    assert nn.ReLU not in kinds and kinds.count(nn.Tanh) == 9  # the stem's and one a block, each used twice there
 
 
 def test_torchvision_classifiers_work_out_of_place_and_drop_by_our_streams():
@@ -465,13 +459,9 @@ def test_torchvision_classifiers_work_out_of_place_and_drop_by_our_streams():
     assert model.classifier[0].p == 0.2  # as torchvision has it
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet34", "efficientnet_b0", "shufflenet_v2_x0_5", "regnet_y_400mf", "googlenet"]
-)
+@pytest.mark.parametrize("name", ["resnet34", "efficientnet_b0", "shufflenet_v2_x0_5", "regnet_y_400mf", "googlenet"])
 def test_other_classifiers_of_torchvision_are_built_by_name(name):
-    assert build_own(
-        models.torchvision_classifier, make=models.draft, name=name, stem="original", activation=None
-    )
+    assert build_own(models.torchvision_classifier, make=models.draft, name=name, stem="original", activation=None)
 
 
 def test_nothing_is_declared_where_the_native_library_of_torchvision_loads(monkeypatch):

@@ -139,9 +139,7 @@ def schedule(
     name: str, optimizer: torch.optim.Optimizer, *, epochs: int = 4, steps: int = 5, **changes: Any
 ) -> schedulers.Schedule:
     factory, options = configured("scheduler", name)
-    return schedulers.build(
-        factory, optimizer, epochs=epochs, steps_per_epoch=steps, **{**options, **changes}
-    )
+    return schedulers.build(factory, optimizer, epochs=epochs, steps_per_epoch=steps, **{**options, **changes})
 
 
 def rates(name: str, *, lr: float = 0.8, losses: tuple[float, ...] = (), **changes: Any) -> list[float]:

@@ -34,9 +34,7 @@ def test_perfect_predictions_are_drawn_without_red_and_total_confusion_without_b
 
 
 def test_cells_are_shaded_by_their_share_of_the_row_not_by_their_count():
-    rare, common = (
-        np.asarray(draw_confusion(np.array([[scale, 0], [0, 1000]])))[70, 70] for scale in (2, 500)
-    )
+    rare, common = (np.asarray(draw_confusion(np.array([[scale, 0], [0, 1000]])))[70, 70] for scale in (2, 500))
     assert tuple(rare) == tuple(common) == BLUE  # both rows are all right
 
 

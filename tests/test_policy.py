@@ -71,9 +71,7 @@ def imports(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0 and node.module, (
-                f"{path}: imports are absolute, so that one can grep for them"
-            )
+            assert node.level == 0 and node.module, f"{path}: imports are absolute, so that one can grep for them"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
@@ -100,8 +98,7 @@ def test_a_third_party_package_is_imported_by_its_owners_only(package):
     guilty = [
         module
         for module, path in MODULES.items()
-        if any(name.split(".")[0] == package for name in imports(path))
-        and not within(module, OWNERS[package])
+        if any(name.split(".")[0] == package for name in imports(path)) and not within(module, OWNERS[package])
     ]
     assert not guilty
 

@@ -28,9 +28,7 @@ def fill(project):
         train(make_run(study, replicate=replicate, config=with_lr(0.1)), metrics=full_metrics)
     diverged = make_run(study, variant="bbbbbbbbbb", initializer="zeros", config=with_lr(1e-5))
     values = {"val/loss": math.inf, "val/accuracy": math.nan, "diverged": 1.0, "low": -math.inf}
-    train(
-        diverged, last=0, metrics=lambda _: values, reason="diverged", tags={"fanin.diagnosis": "symmetric"}
-    )
+    train(diverged, last=0, metrics=lambda _: values, reason="diverged", tags={"fanin.diagnosis": "symmetric"})
     running = make_run(study, variant="bbbbbbbbbb", replicate=1, initializer="zeros", config=with_lr(1e-5))
     train(running, last=1, end=None)
     make_study(project, name="another")

@@ -135,6 +135,18 @@ def empty(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """Runs that have recorded nothing but a result, as a foreign program's: no epochs, no layers."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    study = declare(tmp_path, metric="test/accuracy")
+    for variant in range(2):
+        train(run_of(study, variant, 0), last=-1, step=0)
+    end_study(study)
+    ship(tmp_path)
+    return tmp_path
+
+
 def data_of(text):
     """What the page's script is given."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, flags=re.DOTALL)
@@ -224,9 +236,7 @@ def test_thinned_steps_keep_the_first_and_the_last(most):
 
 def test_the_question_comes_first_then_the_leader_then_the_leaderboard(finished):
     text = finished.path.read_text()
-    places = [
-        text.index(words) for words in ("Is &lt;b&gt; &amp; so on better?", 'class="verdict"', "<table")
-    ]
+    places = [text.index(words) for words in ("Is &lt;b&gt; &amp; so on better?", 'class="verdict"', "<table")]
     assert places == sorted(places)
     assert "<b>he_normal · lr=0.1</b> has the best mean val/accuracy" in text
 
@@ -343,9 +353,7 @@ def many(monkeypatch, *, variants, replicates, epochs=15, layers=5):
     """A study of so many runs, in the shape in which fanin.query answers; nothing is stored."""
     draw = numpy.random.default_rng(0)
     pairs = [(v, r) for v in range(variants) for r in range(replicates)]
-    runs = pandas.DataFrame(pairs, columns=["variant", "replicate"]).assign(
-        run_id=[str(i) for i in range(len(pairs))]
-    )
+    runs = pandas.DataFrame(pairs, columns=["variant", "replicate"]).assign(run_id=[str(i) for i in range(len(pairs))])
     runs = runs.assign(status="FINISHED", reason=None, diagnosis=None, diverged=False, seconds=1.0)
     runs = runs.assign(start=pandas.Timestamp(0, tz="utc"), name="a run", **{"data.classes": 10})
     runs["optimizer.lr"] = 10.0 ** -draw.uniform(1, 5, variants)[runs["variant"]]
@@ -431,7 +439,7 @@ def test_every_plot_is_drawn_without_a_word_on_the_console(finished):
 
 
 @needs_browser
-@pytest.mark.parametrize("state", ["half", "empty"])
+@pytest.mark.parametrize("state", ["half", "bare", "empty"])
 def test_a_page_with_little_to_show_works(request, state):
     written = report.write("demo", project=request.getfixturevalue(state))
     seen, console = browse(written.path, SEEN, width=400)

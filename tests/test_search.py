@@ -52,9 +52,7 @@ def bowl(values: dict[str, str]) -> float:
     )
 
 
-def run(
-    search: Search, trials: int, objective: Callable[[dict[str, str]], float] = bowl
-) -> list[dict[str, str]]:
+def run(search: Search, trials: int, objective: Callable[[dict[str, str]], float] = bowl) -> list[dict[str, str]]:
     """Complete trials, one after the other, until `trials` were handed out in all or none is left."""
     for trial in search.reap():
         search.tell(trial.number, objective(trial.values))
@@ -67,9 +65,7 @@ def run(
 
 
 @pytest.mark.parametrize("sampler", [*ADAPTIVE, "gp"])
-def test_every_sampler_stays_in_the_space_and_repeats_itself_under_one_seed(
-    tmp_path: Path, sampler: str
-) -> None:
+def test_every_sampler_stays_in_the_space_and_repeats_itself_under_one_seed(tmp_path: Path, sampler: str) -> None:
     space, count = space_for(sampler), 13
     settings = {"sampler": {"name": sampler}}
     if sampler == "gp":
@@ -92,9 +88,7 @@ def test_every_sampler_stays_in_the_space_and_repeats_itself_under_one_seed(
 
 
 @pytest.mark.parametrize("sampler", ADAPTIVE)
-def test_a_search_reopened_every_few_trials_asks_what_the_uninterrupted_one_asks(
-    tmp_path: Path, sampler: str
-) -> None:
+def test_a_search_reopened_every_few_trials_asks_what_the_uninterrupted_one_asks(tmp_path: Path, sampler: str) -> None:
     settings = {"sampler": {"name": sampler}, "defaults": {"x": "0.5"}}
     whole = run(open_search(tmp_path, space_for(sampler), storage=tmp_path / "whole", **settings), 24)
     for trials in (5, 9, 17, 24):
@@ -131,9 +125,7 @@ def test_a_kill_at_any_byte_of_the_journal_loses_and_repeats_no_trial(
         assert search.reap() == []
 
 
-def test_a_trial_whose_sampler_raised_is_failed_and_nothing_after_it_is_lost(
-    tmp_path: Path, monkeypatch: Any
-) -> None:
+def test_a_trial_whose_sampler_raised_is_failed_and_nothing_after_it_is_lost(tmp_path: Path, monkeypatch: Any) -> None:
     search = open_search(tmp_path, MIXED)
     with monkeypatch.context() as patch:
         patch.setattr("fanin.sweep.search.suggest", lambda *_: 1 / 0)
@@ -221,9 +213,7 @@ def test_tpe_models_axes_that_occur_together_as_one_group_where_there_are_condit
     nested = parse({"a": "1,2", "b": "interval(0,1)"}, when={"b": {"a": 1}})
 
     def groups(space: Space, **options: Any) -> bool:
-        sampler: Any = samplers.build_sampler(
-            {"name": "tpe"} | options, space, objectives=1, seed=0, number=0
-        )
+        sampler: Any = samplers.build_sampler({"name": "tpe"} | options, space, objectives=1, seed=0, number=0)
         return bool(sampler._group)
 
     assert groups(nested) and not groups(plain) and not groups(nested, multivariate=False)
@@ -247,9 +237,7 @@ def test_zipped_axes_are_one_decision_of_the_search(tmp_path: Path) -> None:
 
 def test_tpe_with_two_workers_beats_random_search(tmp_path: Path) -> None:
     def best(name: str, seed: int) -> float:
-        search = open_search(
-            tmp_path, NUMBERS, storage=tmp_path / f"{name}{seed}", sampler={"name": name}, seed=seed
-        )
+        search = open_search(tmp_path, NUMBERS, storage=tmp_path / f"{name}{seed}", sampler={"name": name}, seed=seed)
         open_trials = [search.ask()]
         for _ in range(39):
             open_trials.append(search.ask())
@@ -306,16 +294,12 @@ def test_equal_trials_share_the_front() -> None:
 def test_a_warm_start_queues_the_best_points_of_another_study_once(tmp_path: Path) -> None:
     other = tmp_path / "other.log"
     run(open_search(tmp_path, NUMBERS, storage=other, name="other"), 12)
-    ranked = sorted(
-        open_search(tmp_path, NUMBERS, storage=other, name="other").trials, key=lambda t: t.scores or ()
-    )
+    ranked = sorted(open_search(tmp_path, NUMBERS, storage=other, name="other").trials, key=lambda t: t.scores or ())
     search = open_search(tmp_path, {**NUMBERS, "c": "a,b"}, defaults={"x": "0.5"})
     assert search.warm_start(other, name="other", count=3) == 3
     assert search.warm_start(other, name="other", count=9) == 0
     asked = [search.ask() for _ in range(4)]
-    assert [{k: v for k, v in t.values.items() if k != "c"} for t in asked[1:] if t] == [
-        t.values for t in ranked[:3]
-    ]
+    assert [{k: v for k, v in t.values.items() if k != "c"} for t in asked[1:] if t] == [t.values for t in ranked[:3]]
     with pytest.raises(ConfigError, match="study.warm_start: 'othr' is not one of: other"):
         search.warm_start(other, name="othr")
     with pytest.raises(ConfigError, match="study.warm_start"):
@@ -448,17 +432,13 @@ def test_wilcoxon_prunes_over_replicates_and_keeps_the_mean_as_an_estimate(tmp_p
     bad, same, diverged = ask(search), ask(search), ask(search)
     said = [search.report(bad.number, replicate, 0.5 - 0.01 * replicate) for replicate in range(4)]
     assert said == [False, False, False, True]  # 2^-4 < 0.1 < 2^-3
-    assert not any(
-        search.report(same.number, r, 0.9 + 0.001 * r + (-1) ** r * 0.0005 * (r + 1)) for r in range(8)
-    )
+    assert not any(search.report(same.number, r, 0.9 + 0.001 * r + (-1) ** r * 0.0005 * (r + 1)) for r in range(8))
     assert not any(search.report(diverged.number, r, math.nan) for r in range(8))
     search.tell(bad.number, 0.485, state="pruned")
     pruned = search.trials[bad.number]
     assert (pruned.state, pruned.scores) == ("pruned", (0.485,))
     assert search.best is not None and search.best.number == best.number
-    assert (
-        search.study.trials[bad.number].state == optuna.trial.TrialState.COMPLETE
-    )  # so that samplers learn from it
+    assert search.study.trials[bad.number].state == optuna.trial.TrialState.COMPLETE  # so that samplers learn from it
 
 
 # Refusals
@@ -568,12 +548,8 @@ def test_every_option_offered_is_an_option_of_optunas_class() -> None:
 
 
 def test_the_hydra_choices_list_exactly_the_options_there_are() -> None:
-    assert {name: set(o) for name, o in config.SAMPLERS.items()} == {
-        n: set(o) for n, o in samplers.OPTIONS.items()
-    }
-    assert {name: set(o) for name, o in config.PRUNERS.items()} == {
-        n: set(o) for n, o in pruners.OPTIONS.items()
-    }
+    assert {name: set(o) for name, o in config.SAMPLERS.items()} == {n: set(o) for n, o in samplers.OPTIONS.items()}
+    assert {name: set(o) for name, o in config.PRUNERS.items()} == {n: set(o) for n, o in pruners.OPTIONS.items()}
 
 
 @pytest.mark.parametrize("name", list(samplers.OPTIONS))

@@ -187,10 +187,7 @@ def test_bookkeeping_of_a_run_is_cheap(tmp_path):
     tracker = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
     study = make_study(tmp_path)
     metrics = {f"weight/layers.{i % 3}/m{i}": i / 7 for i in range(41)}
-    runs = [
-        train(make_run(study, replicate=replicate), last=10, metrics=lambda _: metrics)
-        for replicate in range(12)
-    ]
+    runs = [train(make_run(study, replicate=replicate), last=10, metrics=lambda _: metrics) for replicate in range(12)]
     ship(runs[0], tracker=tracker)
     ship(runs[1], tracker=tracker)
     costs = []

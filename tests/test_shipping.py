@@ -122,9 +122,7 @@ def view_of(database):
     return json.loads(zlib.decompress(base64.b64decode(text.removeprefix("deflate;"))))
 
 
-def test_the_page_of_a_study_is_arranged_anew_at_its_end_with_the_variants_it_then_has(
-    tracker, study, database
-):
+def test_the_page_of_a_study_is_arranged_anew_at_its_end_with_the_variants_it_then_has(tracker, study, database):
     ship(study, tracker=tracker)
     assert view_of(database)["groupBy"] is None  # one replicate, so far
     for initializer, variant in (("he_normal", "aaaaaaaaaa"), ("zeros", "bbbbbbbbbb")):
@@ -324,9 +322,7 @@ def test_a_database_that_was_deleted_is_filled_again_from_the_spools(tracker, st
     assert set(before) <= set(stored(database))
     assert len(stored_runs(database)) == 2
     parents = {tags_of(database, NAME)["mlflow.parentRunId"]}
-    assert parents == {
-        row[0] for row in stored(database, "select run_uuid from runs where name = 'initializers'")
-    }
+    assert parents == {row[0] for row in stored(database, "select run_uuid from runs where name = 'initializers'")}
 
 
 def test_a_deleted_run_is_refused_not_created_anew(tracker, study, database):

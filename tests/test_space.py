@@ -83,9 +83,7 @@ def _plain(value: Any) -> Any:
         ("tag(log,range(1,5))", "range", 1, 4, True),
     ],
 )
-def test_numbers_keep_their_bounds_and_scale(
-    text: str, kind: str, low: float, high: float, log: bool
-) -> None:
+def test_numbers_keep_their_bounds_and_scale(text: str, kind: str, low: float, high: float, log: bool) -> None:
     got = axis(text)
     assert (got.kind, got.low, got.high, got.log) == (kind, low, high, log)
 

@@ -35,9 +35,7 @@ def test_unit_scale_divides_bytes_by_255_and_keeps_floats():
 def test_standard_scale_takes_every_constant_from_the_training_set(scale):
     loaded = dataset(shape=(3, 6, 6), scale=scale)
     result = prepare(loaded, "standard")
-    train, test = (
-        part.images.double() / (255 if scale is None else 1) for part in (loaded.train, loaded.test)
-    )
+    train, test = (part.images.double() / (255 if scale is None else 1) for part in (loaded.train, loaded.test))
     mean = train.mean(dim=(0, 2, 3), keepdim=True)
     std = train.std(dim=(0, 2, 3), keepdim=True, correction=0)
     assert torch.allclose(result.images.double(), (train - mean) / std, atol=1e-5)

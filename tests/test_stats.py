@@ -80,9 +80,7 @@ MATRICES = {
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_spectral_norm_is_the_largest_singular_value(name: str) -> None:
     matrix = MATRICES[name]
-    assert spectrum.spectral_norm(matrix) == pytest.approx(
-        torch.linalg.svdvals(matrix.double())[0].item(), rel=1e-5
-    )
+    assert spectrum.spectral_norm(matrix) == pytest.approx(torch.linalg.svdvals(matrix.double())[0].item(), rel=1e-5)
 
 
 def test_the_spectral_norm_of_nothing_is_0_and_of_infinities_nan() -> None:
@@ -176,9 +174,7 @@ def test_saturation_of_gaussian_inputs_is_that_of_theory() -> None:
     labels = torch.zeros(4000, dtype=torch.long)
     normal = torch.distributions.Normal(0.0, 1.0)
     for activation, edge in (("tanh", math.atanh(0.95)), ("sigmoid", math.log(0.95 / 0.05))):
-        model = Mlp(
-            in_shape=(1, 1, 1), classes=2, widths=(1,), activation=activation, norm="none", dropout=0.0
-        )
+        model = Mlp(in_shape=(1, 1, 1), classes=2, widths=(1,), activation=activation, norm="none", dropout=0.0)
         nn.init.constant_(model.layers[0].weight, 2.0)
         nn.init.zeros_(model.layers[0].bias)
         share = 2 * (1 - normal.cdf(torch.tensor(edge / 2)).item())
@@ -242,9 +238,7 @@ def test_gains_equal_ratios_of_mean_squares_and_of_gradient_norms() -> None:
 
 
 def test_gains_of_a_wide_he_network_are_one_as_mean_field_predicts() -> None:
-    model = Mlp(
-        in_shape=(1, 5, 4), classes=400, widths=[800] * 6, activation="relu", norm="none", dropout=0.0
-    )
+    model = Mlp(in_shape=(1, 5, 4), classes=400, widths=[800] * 6, activation="relu", norm="none", dropout=0.0)
     draw = generator(5)
     for layer in model.layers:
         nn.init.kaiming_normal_(layer.weight, generator=draw)

@@ -67,9 +67,7 @@ CONDITIONAL = {
 }
 
 
-def test_a_conditional_axis_exists_for_its_choice_only(
-    project: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_conditional_axis_exists_for_its_choice_only(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(project, "listed", **CONDITIONAL)
     assert main(["sweep", "listed"]) == 0
     expected = [("adam", None), ("momentum", 0.5), ("momentum", 0.8)]

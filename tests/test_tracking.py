@@ -52,9 +52,7 @@ def test_a_uri_without_its_driver_is_refused_without_showing_the_password():
 
 
 def test_a_tracker_does_not_import_mlflow_before_it_is_used():
-    code = (
-        "import sys, fanin.shipper as s; s.Shipper(s.Tracker()).close(1); assert 'mlflow' not in sys.modules"
-    )
+    code = "import sys, fanin.shipper as s; s.Shipper(s.Tracker()).close(1); assert 'mlflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -82,9 +82,7 @@ class Run:
             "factor": 1.0,
         }
         steps = len(batch_sizes(len(split.train), batch_size=batch_size, batch=batch))
-        self.scheduler = schedulers.build(
-            optimizer=self.optimizer, epochs=epochs, steps_per_epoch=steps, **schedule
-        )
+        self.scheduler = schedulers.build(optimizer=self.optimizer, epochs=epochs, steps_per_epoch=steps, **schedule)
         probe = split.val[:20]
         self.progress = Progress()
         self.settings: dict[str, Any] = {
@@ -95,9 +93,7 @@ class Run:
             "streams": STREAMS,
             "scheduler": self.scheduler,
             "regularizer": regularizers.Regularizer(**{**vars(regularizers.NONE), **regularizer}),
-            "stats": LayerStats(self.model, images=split.images[probe], labels=split.labels[probe])
-            if stats
-            else None,
+            "stats": LayerStats(self.model, images=split.images[probe], labels=split.labels[probe]) if stats else None,
         }
         self.split = split
 
@@ -248,9 +244,7 @@ VARIANTS: dict[str, Callable[[], Run]] = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("killed_after", [0, 2])
-def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
-    name: str, killed_after: int
-) -> None:
+def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name: str, killed_after: int) -> None:
     whole = VARIANTS[name]()
     expected = whole.all()
 
@@ -336,9 +330,7 @@ def test_a_full_batch_step_is_gradient_descent_on_the_whole_training_set(
     monkeypatch.setattr("fanin.train.EVALUATION_BATCH", 50)  # chunks of 50, 50 and 30
     model = make_model().double()
     images = SPLIT.images.double()
-    split = Split(
-        images, SPLIT.labels, SPLIT.train, SPLIT.val, SPLIT.test_images, SPLIT.test_labels, classes=3
-    )
+    split = Split(images, SPLIT.labels, SPLIT.train, SPLIT.val, SPLIT.test_images, SPLIT.test_labels, classes=3)
     run = Run(model=model, factory=torch.optim.SGD, lr=0.5, batch="full", epochs=1, split=split, l1=1e-3)
     record = run.all()[1]
 
@@ -368,9 +360,7 @@ def test_lbfgs_solves_logistic_regression_where_the_gradient_vanishes() -> None:
         label_smoothing=0.2,
     )
     run.all()
-    loss = F.cross_entropy(
-        model(SPLIT.images[SPLIT.train].double()), SPLIT.labels[SPLIT.train], label_smoothing=0.2
-    )
+    loss = F.cross_entropy(model(SPLIT.images[SPLIT.train].double()), SPLIT.labels[SPLIT.train], label_smoothing=0.2)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     assert max(gradient.abs().max() for gradient in gradients) < 1e-5
 

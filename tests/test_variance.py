@@ -67,9 +67,7 @@ def test_the_split_equals_that_of_least_squares_with_dummies() -> None:
         """The sum of squares explained by dummies for every combination of levels in each term."""
         columns = [np.ones((len(table), 1))]
         for term in terms:
-            columns.append(
-                pd.get_dummies(table[list(term)].astype(str).agg("-".join, axis=1)).to_numpy(float)
-            )
+            columns.append(pd.get_dummies(table[list(term)].astype(str).agg("-".join, axis=1)).to_numpy(float))
         design = np.hstack(columns)
         fit = design @ np.linalg.lstsq(design, table["y"].to_numpy(), rcond=None)[0]
         return float(((fit - table["y"].mean()) ** 2).sum())

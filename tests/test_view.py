@@ -79,8 +79,6 @@ def test_mlflow_can_unpack_the_tag_and_a_wide_study_fits_into_one():
     assert len(view.encode(arranged)) <= 5000
 
 
-@pytest.mark.parametrize(
-    "part", ["/#/experiments/7/runs?", "viewStateShareKey=fanin", "compareRunsMode=CHART"]
-)
+@pytest.mark.parametrize("part", ["/#/experiments/7/runs?", "viewStateShareKey=fanin", "compareRunsMode=CHART"])
 def test_the_link_leads_to_the_arranged_charts(part):
     assert part in view.link("http://127.0.0.1:5000", "7")

@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
 from fanin import ui, view
 from fanin.query import About, about
@@ -46,9 +46,7 @@ COORDINATES = "document.querySelector('.parcoords')"
 
 def remember(page: Page, items: dict[str, str]) -> None:
     """Put `items` into the browser's local storage before any page loads."""
-    page.add_init_script(
-        f"for (const [k, v] of Object.entries({json.dumps(items)})) localStorage.setItem(k, v)"
-    )
+    page.add_init_script(f"for (const [k, v] of Object.entries({json.dumps(items)})) localStorage.setItem(k, v)")
 
 
 def visit(page: Page, url: str, *, ready: str) -> None:
@@ -105,7 +103,7 @@ def find_best(page: Page, server: str, experiment: str, asked: About, *, count: 
 
 def open_page(browser: Browser, *, zoom: float = 1.0) -> Page:
     """A new visitor's page, with pictures of SIZE."""
-    window = {"width": round(SIZE[0] / zoom), "height": round(SIZE[1] / zoom)}
+    window: ViewportSize = {"width": round(SIZE[0] / zoom), "height": round(SIZE[1] / zoom)}
     page = browser.new_page(viewport=window, device_scale_factor=zoom)
     remember(page, SEEN)
     return page

@@ -85,9 +85,7 @@ def check_compose() -> None:
     except FileNotFoundError:
         found = False
     if not found:
-        raise StackError(
-            f"`{shlex.join(COMPOSE)}` does not work here: Docker with Compose 2.24 or newer is needed"
-        )
+        raise StackError(f"`{shlex.join(COMPOSE)}` does not work here: Docker with Compose 2.24 or newer is needed")
 
 
 def up(*, profile: str) -> None:

@@ -50,9 +50,7 @@ class Progress:
         self.random_state = global_random_state(device)
 
 
-def capture(
-    model: nn.Module, optimizer: Optimizer, scheduler: Schedule, progress: Progress
-) -> dict[str, Any]:
+def capture(model: nn.Module, optimizer: Optimizer, scheduler: Schedule, progress: Progress) -> dict[str, Any]:
     """Everything `restore` needs, as plain containers and tensors, for torch.load(weights_only=True).
 
     The tensors are the live ones, not copies: save the dictionary before taking the next epoch.
@@ -66,9 +64,7 @@ def capture(
     }
 
 
-def restore(
-    checkpoint: dict[str, Any], model: nn.Module, optimizer: Optimizer, scheduler: Schedule
-) -> Progress:
+def restore(checkpoint: dict[str, Any], model: nn.Module, optimizer: Optimizer, scheduler: Schedule) -> Progress:
     """Load a captured state into freshly built parts, in place; `fit` goes on from the Progress returned.
 
     Load the file with `map_location="cpu"`: random states must stay there, the rest moves to its parameter.

@@ -53,9 +53,7 @@ class Database:
 
     def runs(self, study: str) -> pandas.DataFrame:
         """run_id, status, start, end (unix ms), name: one row a run, in the order of their start."""
-        query = (
-            f"{CHILDREN} select id as run_id, status, start_time as start, end_time as end, name from child"
-        )
+        query = f"{CHILDREN} select id as run_id, status, start_time as start, end_time as end, name from child"
         return self._read(f"{query} order by start_time, id", study=study)
 
     def entries(self, study: str, table: str) -> pandas.DataFrame:

@@ -75,9 +75,7 @@ def _torch() -> Iterator[Finding]:
 
         yield Finding(OK, "torch", f"{torch.__version__} with torchvision {torchvision.__version__}")
     except (ImportError, RuntimeError, OSError) as error:
-        yield Finding(
-            PROBLEM, "torch", f"{torch.__version__}, but torchvision cannot be imported: {_line(error)}"
-        )
+        yield Finding(PROBLEM, "torch", f"{torch.__version__}, but torchvision cannot be imported: {_line(error)}")
     yield _device(torch)
 
 
@@ -90,9 +88,7 @@ def _device(torch: Any) -> Finding:
         return Finding(OK, "device", "mps (Apple GPU)")
     if Path("/proc/driver/nvidia").exists() or shutil.which("nvidia-smi"):
         way = "make setup TORCH=auto installs a build that can"
-        return Finding(
-            NOTE, "device", f"cpu; this torch cannot use the NVIDIA GPU that seems to be here: {way}"
-        )
+        return Finding(NOTE, "device", f"cpu; this torch cannot use the NVIDIA GPU that seems to be here: {way}")
     return Finding(OK, "device", "cpu; no GPU that torch can use")
 
 
@@ -101,9 +97,7 @@ def _machine(project: Path) -> Iterator[Finding]:
 
     from fanin.sweep.devices import core_count
 
-    yield Finding(
-        OK, "cores", f"{core_count()} for this process, each with a worker of one thread in a sweep"
-    )
+    yield Finding(OK, "cores", f"{core_count()} for this process, each with a worker of one thread in a sweep")
     free = psutil.virtual_memory().available / GIB
     little = free < LITTLE_MEMORY
     way = "; a worker takes about 0.4 GiB: fewer of them, hardware.workers=1" * little
@@ -204,9 +198,7 @@ def _tracking(project: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
     studies = [Folder(path.parent) for path in sorted((project / MEMORY).glob("*/run.json"))]
     left = [folder for study in studies for folder in unshipped(study, uri=tracker.uri)]
     if left:
-        yield Finding(
-            NOTE, "tracking", f"{_count(left, 'run')} not fully in MLflow yet; fanin sync ships them"
-        )
+        yield Finding(NOTE, "tracking", f"{_count(left, 'run')} not fully in MLflow yet; fanin sync ships them")
 
 
 def _server(tracker: Any) -> Finding:

@@ -17,9 +17,7 @@ def unknown(key: str, value: object, options: Iterable[object]) -> ConfigError:
     hint = f"; did you mean {close!r}?" if close else ""
     if len(names) > LISTED:
         some = get_close_matches(str(value), names, n=5, cutoff=0.0)
-        return ConfigError(
-            f"{key}: {value!r} is none of its {len(names)} choices: {', '.join(some)}, ...{hint}"
-        )
+        return ConfigError(f"{key}: {value!r} is none of its {len(names)} choices: {', '.join(some)}, ...{hint}")
     return ConfigError(f"{key}: {value!r} is not one of: {', '.join(names)}{hint}")
 
 

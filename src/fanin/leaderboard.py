@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy
 import pandas
@@ -54,9 +55,7 @@ def render(table: pandas.DataFrame, *, width: int = 100, rows: int = 20) -> str:
 def render_markdown(table: pandas.DataFrame, *, rows: int = 20) -> str:
     """The same for MLflow's description of a run, which sets the columns of a table without a gap, and for
     pull requests."""
-    head, *body = [
-        [cell.replace("|", "\\|") + " &nbsp;" for cell in row] for row in tabulate(table.head(rows))
-    ]
+    head, *body = [[cell.replace("|", "\\|") + " &nbsp;" for cell in row] for row in tabulate(table.head(rows))]
     names = len(_keys(table))
     rule = ["---:"] + ["---"] * names + ["---:"] * (len(head) - names - 1)
     lines = [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
@@ -168,7 +167,7 @@ def _interval(mean: float, half: float, digits: str) -> str:
     return f"{mean:{digits}}" if math.isnan(half) else f"{mean:{digits}} ± {half:{digits}}"
 
 
-def _text(value: object) -> str:
+def _text(value: Any) -> str:
     if pandas.isna(value):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

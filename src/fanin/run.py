@@ -127,9 +127,7 @@ class Trainer:
     def seconds_per_epoch(self, config: Mapping[str, Any], *, batches: int = 12) -> float:
         """Measured on a few batches, scaled to an epoch."""
         split = self._split(config)
-        parts = build(
-            config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train)
-        )
+        parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
         full = config["optimizer"]["batch"] == "full"
         size = len(split.train) if full else config["batch_size"] * batches
         few = data.Split(**{**vars(split), "train": split.train[:size]})
@@ -141,9 +139,7 @@ class Trainer:
     def _train(self, payload: Mapping[str, Any], log: Spool, channel: Channel) -> dict[str, Any]:
         folder, config = Path(payload["folder"]), payload["spec"]["config"]
         split = self._split(config)
-        parts = build(
-            config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train)
-        )
+        parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
         progress = resume(folder / "checkpoint.pt", parts)
         tell = channel.ask if payload["judged"] else channel.send
         reason, saved = None, time.monotonic()
@@ -224,9 +220,7 @@ class Trainer:
     def _split(self, config: Mapping[str, Any]) -> data.Split:
         device = resolve_device(config["hardware"]["device"])
         sizes = ("val", "n_train")
-        key = json.dumps(
-            [{k: v for k, v in config["data"].items() if k not in sizes}, str(device)], sort_keys=True
-        )
+        key = json.dumps([{k: v for k, v in config["data"].items() if k not in sizes}, str(device)], sort_keys=True)
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = None  # free the old data before the new is loaded
             with part(config, "data") as (loader, options):
@@ -260,16 +254,12 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
     )
     steps = len(batch_sizes(train_size, **sizes))
     with part(config, "scheduler") as (factory, options):
-        schedule = schedulers.build(
-            factory, optimizer, epochs=config["epochs"], steps_per_epoch=steps, **options
-        )
+        schedule = schedulers.build(factory, optimizer, epochs=config["epochs"], steps_per_epoch=steps, **options)
     return Parts(model, optimizer, schedule, regularizer, streams)
 
 
-def build_model(
-    config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams
-) -> nn.Module:
-    """The initialized model, drawn on the CPU and moved to `device`, so that every device starts from the same weights."""
+def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams) -> nn.Module:
+    """The initialized model, drawn on the CPU and moved to `device`: every device starts from the same weights."""
     regularization = config["regularization"]
     torch.manual_seed(streams.derive("init", "constructor"))  # a user's class may draw while it is built
     meta = str(device) == "meta"
@@ -395,9 +385,7 @@ def draw(test: Evaluation, split: data.Split, folder: Path) -> None:
     rows = np.column_stack([labels, matrix])
     np.savetxt(folder / "confusion_matrix.csv", rows, fmt="%d", delimiter=",", header=head, comments="")
     pictures.draw_confusion(matrix).save(folder / "confusion_matrix.png")
-    pictures.draw_samples(split.test_images.cpu(), truth, predicted, count=40).save(
-        folder / "test_images.png"
-    )
+    pictures.draw_samples(split.test_images.cpu(), truth, predicted, count=40).save(folder / "test_images.png")
 
 
 def _end(

@@ -71,9 +71,7 @@ class Server:
             rule = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
             order = ["attributes.start_time", "attributes.run_id"]
             with self._tracker.translated() as client:
-                found = _pages(
-                    client.search_runs, [parent.info.experiment_id], filter_string=rule, order_by=order
-                )
+                found = _pages(client.search_runs, [parent.info.experiment_id], filter_string=rule, order_by=order)
             # pages shift when runs are added meanwhile: a run may come twice
             self._children[study] = list({run.info.run_id: run for run in found}.values())
         return self._children[study]

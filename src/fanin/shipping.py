@@ -134,9 +134,7 @@ def _describe(folder: Folder, tracker: Tracker) -> Description:
     return describe_run(folder.spec(), study=study.spec(), parent=parent)
 
 
-def _open(
-    folder: Folder, tracker: Tracker, shipped: Shipped, description: Description, *, started: int
-) -> TrackedRun:
+def _open(folder: Folder, tracker: Tracker, shipped: Shipped, description: Description, *, started: int) -> TrackedRun:
     """Find the run, else create it: neither a crash nor a lost reply may make a second one."""
     known = _find(folder, tracker, description)
     if known:

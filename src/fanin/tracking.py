@@ -75,9 +75,7 @@ class Tracker:
     Raises ConfigError for a URI that MLflow could not open; every method TrackingDown or TrackingRefused.
     """
 
-    def __init__(
-        self, *, project: str | Path = ".", uri: str | None = None, artifacts: str | Path | None = None
-    ):
+    def __init__(self, *, project: str | Path = ".", uri: str | None = None, artifacts: str | Path | None = None):
         self.project = Path(project).resolve()
         self.uri = resolve(uri, project=self.project)
         self._artifacts = self.project / (artifacts or "mlartifacts")
@@ -247,9 +245,7 @@ class Tracker:
             client = MlflowClient(self.uri)
             client.search_experiments(max_results=1)
             with closing(sqlite3.connect(database)) as connection:
-                connection.execute(
-                    "PRAGMA journal_mode=WAL"
-                )  # readers and the writer never wait for each other
+                connection.execute("PRAGMA journal_mode=WAL")  # readers and the writer never wait for each other
         return client
 
     @cached_property
@@ -283,9 +279,7 @@ def resolve(uri: str | None, *, project: Path) -> str:
             f"got {uri.split('@')[-1]!r}"
         )
     known = scheme in ("http", "https", "sqlite") or scheme.startswith(("postgresql+", "mysql+", "mssql+"))
-    require(
-        known, "MLFLOW_TRACKING_URI", "must be a sqlite:///, http(s):// or postgresql+psycopg:// URI", uri
-    )
+    require(known, "MLFLOW_TRACKING_URI", "must be a sqlite:///, http(s):// or postgresql+psycopg:// URI", uri)
     rule = "must name a file after three slashes, sqlite:///mlflow.db"
     require(scheme != "sqlite" or len(uri) > 10 and uri[9] == "/", "MLFLOW_TRACKING_URI", rule, uri)
     require(scheme[:4] != "http" or uri.split("://")[1], "MLFLOW_TRACKING_URI", "must name a server", uri)

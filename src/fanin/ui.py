@@ -51,6 +51,7 @@ def serve(*, project: Path, port: int) -> int:
             print(*there, sep="\n", flush=True)
             return 1 if server.wait() else 0
     except KeyboardInterrupt:
+        print()  # after the terminal's ^C
         return 0
 
 
@@ -87,9 +88,7 @@ def check_port(port: int) -> int:
             probe.bind((HOST, port))
         except OSError as error:
             why = (error.strerror or str(error)).lower()
-            raise ConfigError(
-                f"--port: {port} cannot be had ({why}); --port 0 takes one that is free"
-            ) from error
+            raise ConfigError(f"--port: {port} cannot be had ({why}); --port 0 takes one that is free") from error
         return int(probe.getsockname()[1])
 
 

@@ -23,9 +23,7 @@ from numpy.typing import NDArray
 from fanin.errors import require
 
 
-def anova(
-    runs: pd.DataFrame, *, by: Sequence[str], metric: str, replicate: str = "replicate"
-) -> pd.DataFrame:
+def anova(runs: pd.DataFrame, *, by: Sequence[str], metric: str, replicate: str = "replicate") -> pd.DataFrame:
     """Variance shares of a balanced grid, one row per effect, largest first.
 
     `runs` has one row per run with the columns `by` (the axes), `metric` and `replicate`. Columns of the
@@ -61,9 +59,7 @@ def _cube(runs: pd.DataFrame, *, by: list[str], metric: str, replicate: str) -> 
     counts = table.groupby([*by, replicate], observed=True)[metric].agg(["size", "count"])
     levels = [table[column].nunique() for column in [*by, replicate]]
     whole = len(counts) == math.prod(levels) and bool((counts == 1).all(axis=None))
-    rule = (
-        f"the exact analysis needs every combination of {', '.join(by)} with the same replicates, each once"
-    )
+    rule = f"the exact analysis needs every combination of {', '.join(by)} with the same replicates, each once"
     found = f"{int(counts['count'].sum())} values for {math.prod(levels)} places"
     require(whole and bool(np.isfinite(table[metric]).all()), "study", rule, found)
     ordered = table.sort_values([*by, replicate])[metric].to_numpy(dtype=np.float64)

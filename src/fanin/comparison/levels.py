@@ -73,9 +73,7 @@ def best_of(runs: pandas.DataFrame, scores: Scores, rules: Rules) -> pandas.Data
         cost = runs.loc[runs["complete"] & (runs[scores.by] == name), "seconds"].sum() / len(tries)
         n = numpy.arange(1, len(tries) + 1)
         kind = "point" if scores.within else "run"
-        tables.append(
-            pandas.DataFrame({"level": name, "n": n, "tries": kind, "seconds": n * cost, "expected": best})
-        )
+        tables.append(pandas.DataFrame({"level": name, "n": n, "tries": kind, "seconds": n * cost, "expected": best}))
     return pandas.concat(tables, ignore_index=True)
 
 

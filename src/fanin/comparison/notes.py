@@ -32,6 +32,10 @@ def remark(
         yield f"{left} unfinished runs are left out: killed, failed, pruned or still running."
     if absent := sorted({str(level) for level in runs[scores.by].dropna()} - set(map(str, scores.levels))):
         yield f"No finished run: {', '.join(absent)}."
+    if scores.dropped:
+        keys = ", ".join(scores.within)
+        total = scores.dropped + len(scores.blocks)
+        yield f"Left out: {scores.dropped} of {total} combinations of {keys}, which not all levels have."
     yield from _missing(scores, differences)
 
 

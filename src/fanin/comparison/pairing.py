@@ -21,7 +21,7 @@ Array = NDArray[numpy.float64]
 @dataclass(frozen=True)
 class Scores:
     """`values` (levels, blocks, replicates) of a metric, NaN where there is no complete run; of the keys `by`
-    and `within`."""
+    and `within`. `dropped`: blocks left out because some level lacks them."""
 
     by: str
     within: tuple[str, ...]
@@ -29,6 +29,7 @@ class Scores:
     blocks: pandas.DataFrame
     replicates: tuple[int, ...]
     values: Array
+    dropped: int = 0
 
     @property
     def means(self) -> Array:
@@ -57,13 +58,12 @@ class Scores:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Of two levels: `first` and `second` (blocks, replicates), where both are complete; the replicates that
-    one of them has and that were left out; and the blocks seen of one only."""
+    """Of two levels: `first` and `second` (blocks, replicates), where both are complete, and the number of
+    replicates that only one of them has."""
 
     first: Array
     second: Array
     missing: int
-    unmatched: int
 
     @property
     def differences(self) -> Array:
@@ -83,7 +83,8 @@ class Pairs:
 def arrange(runs: pandas.DataFrame, *, by: str, within: Sequence[str], metric: str) -> Scores:
     """The complete runs (a bool column `complete`) by level, block and replicate; equal ones are averaged.
 
-    Raises ConfigError if `by` has fewer than two levels.
+    Blocks that some level lacks are left out, unless no block is common to all: a mean over other blocks
+    would be of something else. Raises ConfigError if `by` has fewer than two levels.
     """
     runs = runs[runs["complete"] & runs[metric].notna() & runs[by].notna()]
     levels = list(runs[by].unique())
@@ -100,7 +101,17 @@ def arrange(runs: pandas.DataFrame, *, by: str, within: Sequence[str], metric: s
     with numpy.errstate(invalid="ignore"):
         values = sums / counts
     blocks = runs[keys].assign(block=block).drop_duplicates("block").set_index("block").sort_index()
-    return Scores(by, tuple(keys), tuple(levels), blocks, tuple(int(r) for r in replicates), values)
+    common = numpy.logical_and.reduce(numpy.isfinite(values).any(axis=2))
+    kept = common if common.any() else ~common
+    return Scores(
+        by,
+        tuple(keys),
+        tuple(levels),
+        blocks[kept],
+        tuple(int(replicate) for replicate in replicates),
+        values[:, kept],
+        dropped=int((~kept).sum()),
+    )
 
 
 def pair(scores: Scores, first: int, second: int) -> Pairs:
@@ -109,8 +120,7 @@ def pair(scores: Scores, first: int, second: int) -> Pairs:
     both = numpy.isfinite(one) & numpy.isfinite(other)
     either = numpy.isfinite(one) | numpy.isfinite(other)
     left, right = _whole(one, both), _whole(other, both)
-    unmatched = int((either.any(axis=1) & ~both.any(axis=1)).sum())
-    return Pairs(left, right, int(either.any(axis=0).sum()) - left.shape[1], unmatched)
+    return Pairs(left, right, int(either.any(axis=0).sum()) - left.shape[1])
 
 
 def in_common(scores: Scores) -> Array:

@@ -136,9 +136,7 @@ def _undecided(comparison: Comparison) -> Iterator[str]:
     for why, group in table[table["verdict"] == "undecided"].groupby("why", sort=False):
         levels = "all" if 1 < len(group) == len(table) else _names(group["level"])
         few = (group["n"] > 0).all() and why
-        reason = (
-            f" pair by pair ({why!s}{_with_a_baseline(comparison)})" if few else f" ({why!s})" if why else ""
-        )
+        reason = f" pair by pair ({why!s}{_with_a_baseline(comparison)})" if few else f" ({why!s})" if why else ""
         yield f"undecided{reason}: {levels}"
 
 

@@ -36,9 +36,7 @@ def verify(content: bytes, *, algorithm: str, expected: str, path: Path) -> None
     found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
     if found != expected:
         problem = f"its {algorithm} should be {expected} and is {found}"
-        raise ConfigError(
-            f"data: {path} is corrupt or another version: {problem}; delete it and fetch it again"
-        )
+        raise ConfigError(f"data: {path} is corrupt or another version: {problem}; delete it and fetch it again")
 
 
 def parse_idx(content: bytes, *, dimensions: int, path: Path) -> np.ndarray:
@@ -58,9 +56,7 @@ def parse_idx(content: bytes, *, dimensions: int, path: Path) -> np.ndarray:
 
 def parse_table(content: bytes, *, columns: int, path: Path) -> np.ndarray:
     """The uint8 array (rows, columns) of a headerless comma-separated file of small whole numbers."""
-    values = np.fromstring(
-        content.replace(b"\n", b","), dtype=np.uint8, sep=","
-    )  # 10x faster than genfromtxt
+    values = np.fromstring(content.replace(b"\n", b","), dtype=np.uint8, sep=",")  # 10x faster than genfromtxt
     assert values.size % columns == 0, f"{path} was verified, and yet does not have {columns} columns"
     return values.reshape(-1, columns)
 

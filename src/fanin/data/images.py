@@ -97,9 +97,7 @@ def _collect(part: Any, name: str) -> tuple[Tensor, Tensor]:
         image, label = _item(part[index], f"{name} set", index=index)
         if images and image.shape != images[0].shape:
             shapes = f"{tuple(image.shape)} after {tuple(images[0].shape)}"
-            raise ConfigError(
-                f"data: {name} image {index} must have the shape of those before it, got {shapes}"
-            )
+            raise ConfigError(f"data: {name} image {index} must have the shape of those before it, got {shapes}")
         require(label.numel() == 1, "data", f"{name} label {index} must be one number", tuple(label.shape))
         images.append(image)
         labels.append(label.reshape(()))

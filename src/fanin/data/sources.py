@@ -77,18 +77,14 @@ class IdxFiles:
             _download(self.folder, subfolder=f"{self.folder}/raw", root=_root(root))
 
     def _missing(self, root: str) -> list[Path]:
-        names = [
-            f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-        ]
+        names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
         paths = [_root(root) / self.folder / "raw" / name for name in names]
         return [path for path in paths if not path.exists() and not _gz(path).exists()]
 
     def _read(self, part: str, root: str) -> Arrays:
         folder = _root(root) / self.folder / "raw"
         count = self.outline.train if part == "train" else self.outline.test
-        images = self._read_array(
-            folder / f"{part}-images-idx3-ubyte", shape=(count, *self.outline.shape[1:])
-        )
+        images = self._read_array(folder / f"{part}-images-idx3-ubyte", shape=(count, *self.outline.shape[1:]))
         labels = self._read_array(folder / f"{part}-labels-idx1-ubyte", shape=(count,))
         rule = f"the labels in {folder}/{part}-labels-idx1-ubyte must lie in 0..{self.outline.classes - 1}"
         require(labels.max() < self.outline.classes, "data", rule, int(labels.max()))
@@ -183,9 +179,7 @@ class PackagedTable:
         for label in range(self.outline.classes):
             test[np.flatnonzero(labels == label)[-self.test :]] = True
         train = ~test
-        return _dataset(
-            (images[train], labels[train]), (images[test], labels[test]), classes=self.outline.classes
-        )
+        return _dataset((images[train], labels[train]), (images[test], labels[test]), classes=self.outline.classes)
 
     def check_files(self) -> Outline:
         self._read()
@@ -198,9 +192,7 @@ class PackagedTable:
         spec = importlib.util.find_spec(self.package)
         if spec is None or not spec.submodule_search_locations:
             way = f"pip install {self.project}, or choose another data set"
-            raise Missing(
-                f"data: these images come with the package {self.project}, not installed; {way}"
-            )
+            raise Missing(f"data: these images come with the package {self.project}, not installed; {way}")
         path = Path(spec.submodule_search_locations[0]) / self.file
         content = read(path)
         verify(content, algorithm="sha256", expected=self.sha256, path=path)

@@ -98,9 +98,7 @@ def check_fit(model: nn.Module, *, in_shape: tuple[int, int, int], classes: int)
     try:
         logits = model(images)
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise ConfigError(
-            f"model: does not fit the data: on images of {shape} torch says: {error}"
-        ) from error
+        raise ConfigError(f"model: does not fit the data: on images of {shape} torch says: {error}") from error
     finally:
         model.train(was_training)
     if not isinstance(logits, torch.Tensor):

@@ -64,16 +64,12 @@ def final_size(
     in_shape: tuple[int, int, int], *, stages: Sequence[Sequence[int]], kernel: int, padding: int
 ) -> tuple[int, int]:
     """Height and width after all stages. Raises ConfigError for malformed options and too small images."""
-    require(
-        is_list(stages) and stages, "model.stages", "must be a list of lists such as [[16,32],[64]]", stages
-    )
+    require(is_list(stages) and stages, "model.stages", "must be a list of lists such as [[16,32],[64]]", stages)
     for stage in stages:
         check_widths("model.stages", stage)
         require(stage, "model.stages", "must hold at least one convolution a stage", stages)
     require(type(kernel) is int and kernel > 0, "model.kernel", "must be a positive integer", kernel)
-    require(
-        type(padding) is int and 0 <= padding < kernel, "model.padding", "must be in 0..kernel - 1", padding
-    )
+    require(type(padding) is int and 0 <= padding < kernel, "model.padding", "must be in 0..kernel - 1", padding)
     _, height, width = in_shape
     for stage in stages:
         growth = len(stage) * (2 * padding - kernel + 1)

@@ -54,9 +54,7 @@ def dropout_state(model: nn.Module) -> dict[str, Tensor]:
 def load_dropout_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put the streams of a model back to where they stood when `dropout_state` was taken from one like it."""
     modules = dropouts(model)
-    assert state.keys() == dropout_state(model).keys(), (
-        "seed_dropout comes first, and on the same architecture"
-    )
+    assert state.keys() == dropout_state(model).keys(), "seed_dropout comes first, and on the same architecture"
     for path, position in state.items():
         generator = modules[path].generator
         assert generator is not None

@@ -39,9 +39,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
         *hidden, logits = self.layers
-        for layer, norm, activation, dropout in zip(
-            hidden, self.norms, self.activations, self.dropouts, strict=True
-        ):
+        for layer, norm, activation, dropout in zip(hidden, self.norms, self.activations, self.dropouts, strict=True):
             x = dropout(activation(norm(layer(x))))
         return logits(x)
 

@@ -85,9 +85,7 @@ def own_dropout(dropout: nn.Dropout) -> Dropout:
 
 def set_activation(model: nn.Module, activation: str, *, name: str) -> None:
     replaced = replace(model, REPLACEABLE, lambda _: activation_module(activation))
-    require(
-        replaced, "model.activation", f"must be null for {name}: it has no activation modules", activation
-    )
+    require(replaced, "model.activation", f"must be null for {name}: it has no activation modules", activation)
 
 
 def replace(model: nn.Module, kinds: type | tuple[type, ...], make: Callable[[Any], nn.Module]) -> int:

@@ -13,11 +13,12 @@ from fanin.comparison.result import Comparison
 from fanin.comparison.words import name, number, probability
 from fanin.errors import ConfigError
 from fanin.report import tables
-from fanin.report.figures import FEW, texts, title
+from fanin.report.figures import texts, title
 from fanin.report.material import Material
 
 RACED = re.compile(r"^(The race for .*:)\n\n((?:- .*\n?)+)", flags=re.MULTILINE)
 FENCED = re.compile(r"^```\n(.*?)\n```", flags=re.MULTILINE | re.DOTALL)
+MOST_LEVELS = 24  # of a key that is compared: each with each
 HEAD = ["", "difference", "95 % interval", "p (Holm)", "P(better)", "pairs", "verdict"]
 
 
@@ -57,7 +58,7 @@ def comparisons(material: Material) -> list[Comparison]:
     """One for each swept key of a grid that has replicates; none of a race, whose replicates depend on what
     was seen, so that only its own tests hold."""
     levels = {key: material.runs[key].nunique() for key in material.about.swept if key in material.runs}
-    if "fanin.racing" in material.about.tags or max(levels.values(), default=0) > FEW:
+    if "fanin.racing" in material.about.tags or max(levels.values(), default=0) > MOST_LEVELS:
         return []
     return list(_compared(material, [key for key, count in levels.items() if count > 1]))
 

@@ -69,9 +69,7 @@ def name(value: object) -> str:
 def title(row: pandas.Series, by: Sequence[str]) -> str:
     """A variant in a few words: its choices, and its numbers with the last part of their key."""
     there = [(key, row[key]) for key in by if not pandas.isna(row[key])]
-    words = [
-        value if isinstance(value, str) else f"{key.split('.')[-1]}={name(value)}" for key, value in there
-    ]
+    words = [value if isinstance(value, str) else f"{key.split('.')[-1]}={name(value)}" for key, value in there]
     return " · ".join(words) or "default"
 
 
@@ -108,9 +106,7 @@ def texts(board: pandas.DataFrame) -> list[str]:
 def _note(group: pandas.DataFrame) -> str | None:
     """Why its runs are not complete, and that they diverged."""
     open_ = group[~group["complete"]]
-    reasons = (
-        open_["reason"].astype(object).where(open_["reason"].notna(), open_["status"].astype(str).str.lower())
-    )
+    reasons = open_["reason"].astype(object).where(open_["reason"].notna(), open_["status"].astype(str).str.lower())
     notes = list(dict.fromkeys(map(str, reasons)))[:2]
     if group["diverged"].any():
         notes.append(f"{int(group['diverged'].sum())} of {len(group)} runs diverged")

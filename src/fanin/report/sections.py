@@ -38,9 +38,7 @@ def sections(material: Material, drawn: Mapping[str, Any] | None) -> list[str]:
 
 def _over_factors(material: Material, drawn: Mapping[str, Any]) -> list[str]:
     several = len(material.by) > 1
-    parts = [
-        section("curves", "Over the epochs", plot("curves", CURVES) if drawn["curves"] else note(NO_CURVES))
-    ]
+    parts = [section("curves", "Over the epochs", plot("curves", CURVES) if drawn["curves"] else note(NO_CURVES))]
     if drawn["grids"]:
         parts.append(section("grid", "The grid", plot("heat", GRID)))
     if several:

@@ -85,9 +85,7 @@ def layers(material: Material) -> dict[str, Any] | None:
     kept = table[table["step"].isin(steps) & (table["place"] < count)]
     over = kept.groupby(["place", "step", "layer"], observed=True)[statistics].median()
     places = range(len(material.board))
-    own = [
-        sorted(names.index(layer) for layer in set(table.loc[table["place"] == v, "layer"])) for v in places
-    ]
+    own = [sorted(names.index(layer) for layer in set(table.loc[table["place"] == v, "layer"])) for v in places]
     whole = pandas.MultiIndex.from_product([range(count), steps, names])
     ends = pandas.MultiIndex.from_product([places, names])
     shape = (count, len(steps), len(names))
@@ -96,16 +94,12 @@ def layers(material: Material) -> dict[str, Any] | None:
         "steps": [int(step) for step in steps],
         "of": own if any(len(one) < len(names) for one in own) else None,
         "over": {key: nested(over[key].reindex(whole).to_numpy().reshape(shape)) for key in statistics},
-        "after": {
-            key: nested(after[key].reindex(ends).to_numpy().reshape(-1, len(names))) for key in statistics
-        },
+        "after": {key: nested(after[key].reindex(ends).to_numpy().reshape(-1, len(names))) for key in statistics},
         "left_out": len(material.board) - count,
     }
 
 
-def _affordable(
-    table: pandas.DataFrame, statistics: Sequence[str], *, variants: int, layers: int
-) -> tuple[Array, int]:
+def _affordable(table: pandas.DataFrame, statistics: Sequence[str], *, variants: int, layers: int) -> tuple[Array, int]:
     """The steps and the number of best variants that fit into MOST_VALUES."""
     size = layers * len(statistics)
     steps = thinned(table["step"].unique(), max(FEWEST_STEPS, MOST_VALUES // (size * variants)))
@@ -115,9 +109,7 @@ def _affordable(
 def in_depth_order(layers: Iterable[str]) -> list[str]:
     """As the names tell it: numbered parts by number, a stem first, a head last."""
     heads, stems = ("fc", "head", "heads", "classifier"), ("conv1", "stem", "features")
-    natural = sorted(
-        layers, key=lambda name: [(int(p), "") if p.isdigit() else (0, p) for p in PART.findall(name)]
-    )
+    natural = sorted(layers, key=lambda name: [(int(p), "") if p.isdigit() else (0, p) for p in PART.findall(name)])
     return sorted(natural, key=lambda name: (name.split(".")[0] in heads) - (name.split(".")[0] in stems))
 
 

@@ -38,16 +38,12 @@ def board(material: Material) -> str:
     metric = 1 + len(material.by)
     texts = [escape(text) for text in head]
     columns = "".join(f"<th{_class(i, metric)}>{text}</th>" for i, text in enumerate(texts[: metric + 1]))
-    columns += '<th class="strip"></th>' + "".join(
-        f'<th class="number aside">{t}</th>' for t in texts[metric + 1 :]
-    )
+    columns += '<th class="strip"></th>' + "".join(f'<th class="number aside">{t}</th>' for t in texts[metric + 1 :])
     rows = []
     for place, row in enumerate(body):
         cells = [escape(text) for text in row]
         first = f'<td class="number rank"><span class="key"></span>{cells[0]}</td>'
-        keys = "".join(
-            f"<td{_class(i, metric)}>{t}</td>" for i, t in enumerate(cells[1 : metric + 1], start=1)
-        )
+        keys = "".join(f"<td{_class(i, metric)}>{t}</td>" for i, t in enumerate(cells[1 : metric + 1], start=1))
         rest = "".join(f'<td class="number aside">{text}</td>' for text in cells[metric + 1 :])
         kind = ' class="rest"' if place >= SHOWN else ""
         rows.append(f'<tr data-v="{place}"{kind}>{first}{keys}<td class="strip"></td>{rest}</tr>')
@@ -87,9 +83,7 @@ def outcome(run: pandas.Series) -> str:
         return "diverged"
     if reason.startswith("pruned"):
         return "pruned"
-    return {"FINISHED": "finished", "RUNNING": "running", "FAILED": "failed"}.get(
-        run["status"], "interrupted"
-    )
+    return {"FINISHED": "finished", "RUNNING": "running", "FAILED": "failed"}.get(run["status"], "interrupted")
 
 
 def outcomes(material: Material) -> str:
@@ -106,7 +100,7 @@ def diagnoses(material: Material) -> str:
     found = material.runs.dropna(subset=["diagnosis"]).groupby(["place", "diagnosis"], observed=True).size()
     rows = [
         [title(material.board.iloc[place], material.by), str(what), str(count)]
-        for (place, what), count in found.items()
+        for place, what, count in found.reset_index(name="count").itertuples(index=False)
     ]
     return table(["variant", "diagnosis", "runs"], rows, numbers=(2,))
 
@@ -158,7 +152,7 @@ def _params(material: Material) -> Mapping[str, pandas.Series]:
     metrics = {*material.curves["metric"].unique(), material.about.metric, "seconds"}
     other = {*OF_A_RUN, *material.about.swept, *metrics, "complete", "place"}
     return {
-        key: column
+        str(key): column
         for key, column in material.runs.items()
         if key not in other and not str(key).startswith("best ") and str(key).split(".")[0] not in MACHINE
     }

@@ -101,9 +101,7 @@ class SearchPlan:
     def best(self) -> float | None:
         """A target is for the first objective, which alone has an order when there are several."""
         sign = self.study.objective.sign
-        scores = [
-            trial.scores[0] for trial in self.search.trials if trial.state == "complete" and trial.scores
-        ]
+        scores = [trial.scores[0] for trial in self.search.trials if trial.state == "complete" and trial.scores]
         return max(scores, key=lambda score: sign * score, default=None)
 
     def _points(self) -> int:
@@ -113,9 +111,7 @@ class SearchPlan:
     def _to_retry(self) -> list[Trial]:
         """Points that failed in an earlier session and were not tried since, as new trials."""
         done = {_identity(trial) for trial in self.search.trials if trial.state != "failed"}
-        failed = {
-            _identity(t): t for t in self.search.trials if t.state == "failed" and _identity(t) not in done
-        }
+        failed = {_identity(t): t for t in self.search.trials if t.state == "failed" and _identity(t) not in done}
         return [trial for t in failed.values() if (trial := self.search.ask(t.values)) is not None]
 
     def _recall(self, trial: Trial) -> None:
@@ -124,9 +120,7 @@ class SearchPlan:
         variant = self.compose(trial.values)
         diverged = False
         for replicate in range(self.study.replicates):
-            job = plan_job(
-                self.study, variant, replicate, self.folder, number=trial.number, trial=trial.number
-            )
+            job = plan_job(self.study, variant, replicate, self.folder, number=trial.number, trial=trial.number)
             result = result_of(job)
             if result is not None:
                 self._ended[job.key] = Planned(variant, replicate, result)
@@ -154,9 +148,7 @@ class SearchPlan:
     def _plan(self, number: int, replicate: int) -> None:
         if number not in self._trials:
             return  # ended meanwhile: a run known from before decided it
-        job = plan_job(
-            self.study, self._trials[number].variant, replicate, self.folder, number=number, trial=number
-        )
+        job = plan_job(self.study, self._trials[number].variant, replicate, self.folder, number=number, trial=number)
         result = result_of(job)
         if result is not None:
             self._take_in(job, result)
@@ -195,9 +187,7 @@ class SearchPlan:
         return range(1, self.study.replicates) if self._sequential and ended == 0 else []
 
     def _values(self, result: Outcome) -> list[float]:
-        return [
-            value_of(result, objective, classes=self.study.classes) for objective in self.study.objectives
-        ]
+        return [value_of(result, objective, classes=self.study.classes) for objective in self.study.objectives]
 
     def _close(self, number: int, *, state: str) -> float | None:
         trial = self._trials.pop(number)

@@ -74,7 +74,7 @@ class Channel:
     @property
     def stopped(self) -> str | None:
         """Why the current task is asked to stop, if it is."""
-        return "its worker was terminated" if self.terminated else self._stop
+        return "interrupted: its worker was terminated" if self.terminated else self._stop
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -123,9 +123,7 @@ def end_terminated() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def serve(
-    connection: Connection, task: str, arguments: Mapping[str, Any], environment: Mapping[str, str]
-) -> None:
+def serve(connection: Connection, task: str, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> None:
     """The life of a worker: make the handler that `task` names, and do what the coordinator asks for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the coordinator decides
     channel = Channel(connection)

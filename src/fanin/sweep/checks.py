@@ -89,10 +89,7 @@ def check(variants: Sequence[Variant], pool: Pool) -> None:
             reasons.setdefault(complaint, []).append(one.name)
     if not reasons:
         return
-    lines = [
-        f"{reason}\n    in {_some(names)}" if len(variants) > 1 else reason
-        for reason, names in reasons.items()
-    ]
+    lines = [f"{reason}\n    in {_some(names)}" if len(variants) > 1 else reason for reason, names in reasons.items()]
     more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     raise ConfigError("\n  ".join(lines[:SHOWN]) + more)
 

@@ -105,9 +105,7 @@ class Composer:
             return
         value = override.value()
         if isinstance(value, list) and self.own and key not in LISTS:
-            raise ConfigError(
-                f"{key}: takes one choice, got {text}; to run each: -m {key}={','.join(map(str, value))}"
-            )
+            raise ConfigError(f"{key}: takes one choice, got {text}; to run each: -m {key}={','.join(map(str, value))}")
         if not isinstance(value, str | list):
             raise unknown(key, text.partition("=")[2], self.options(key))
 
@@ -230,9 +228,7 @@ def _composition_error(error: Exception, composer: Composer) -> ConfigError:
     found = re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text)
     if found:
         key = str(getattr(error, "full_key", None) or found.group(1) or found.group(2))
-        return (
-            _unknown_setting(key, error.__cause__) if key.startswith("hydra.") else unknown_key(key, composer)
-        )
+        return _unknown_setting(key, error.__cause__) if key.startswith("hydra.") else unknown_key(key, composer)
     merged = re.match(r"Error merging override \+*([^=]+)=", text)
     if merged:
         return ConfigError(f"{merged.group(1)}: {_first_line(error.__cause__ or error)}")
@@ -271,6 +267,8 @@ def _unknown_setting(key: str, cause: BaseException | None) -> ConfigError:
 def unknown_key(key: str, composer: Composer) -> ConfigError:
     """No such key: suggest the nearest one at the same place, then one of that name anywhere."""
     known = composer.known_keys()
+    if key in known:
+        return ConfigError(f"{key}: a key that is not there yet is added with a plus: +{key}={{...}}")
     parent, _, name = key.rpartition(".")
     here = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
     close = [k for k in known if k.rpartition(".")[2] == name]

@@ -23,17 +23,13 @@ def check_hardware(hardware: Mapping[str, Any]) -> None:
     for key in ("threads", "workers"):
         value = hardware[key]
         whole = (isinstance(value, int) and value >= 1) or (key == "workers" and value == "auto")
-        require(
-            whole, f"hardware.{key}", "must be a whole number >= 1" + " or auto" * (key == "workers"), value
-        )
+        require(whole, f"hardware.{key}", "must be a whole number >= 1" + " or auto" * (key == "workers"), value)
     share = hardware["gpus_per_run"]
     fits = isinstance(share, int | float) and (0 < share <= 1 or (share > 1 and share == int(share)))
     require(fits, "hardware.gpus_per_run", "must be a fraction of one GPU or a whole number of them", share)
     for key in ("patience", "checkpoint"):
         value = hardware[key]
-        require(
-            isinstance(value, int | float) and value >= 0, f"hardware.{key}", "must be seconds >= 0", value
-        )
+        require(isinstance(value, int | float) and value >= 0, f"hardware.{key}", "must be seconds >= 0", value)
 
 
 def core_count() -> int:

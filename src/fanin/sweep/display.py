@@ -72,9 +72,7 @@ class Display:
         self._bar.update(self._task, total=total, completed=done)
         self._done, self._total = done, total
         if self.live:
-            self._live = Live(
-                get_renderable=self._board, console=self.console, refresh_per_second=4, transient=True
-            )
+            self._live = Live(get_renderable=self._board, console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
     def close(self) -> None:
@@ -175,7 +173,9 @@ class Display:
 
 
 def _describe(run: Running) -> str:
-    return f"{run.name}  epoch {run.epoch}/{run.epochs}  train loss {_number(run.loss)}  val acc {_number(run.accuracy)}"
+    return (
+        f"{run.name}  epoch {run.epoch}/{run.epochs}  train loss {_number(run.loss)}  val acc {_number(run.accuracy)}"
+    )
 
 
 def _number(value: float) -> str:

@@ -28,7 +28,7 @@ from fanin.sweep.workers import Pool
 from fanin.tracking import CREDENTIALS
 
 FLUSH = 30.0  # seconds the end of a sweep waits for MLflow; `fanin sync` ships what is left
-LEAVE = 8.0  # seconds from the signal that interrupts a sweep to its end, MLflow or not
+LEAVE = 7.0  # seconds from the signal that interrupts a sweep to its end, MLflow or not
 AT_ONCE = 0.5
 DONE, FAILED, EXIT_INTERRUPTED = 0, 1, 130
 NO_LIMITS = {"patience": math.inf, "checkpoint": math.inf}  # of a foreign program, which reports nothing
@@ -62,16 +62,12 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
         check_tracking(study, project)
         if study.racing:
             study = replace(study, racing={**study.racing, "resolution": resolution(study, pool)})
-        return _run(
-            study, variants if grid else None, pool, options=options, project=project, source=source
-        )
+        return _run(study, variants if grid else None, pool, options=options, project=project, source=source)
     finally:
         pool.close()
 
 
-def sweep_foreign(
-    study: Study, pool: Pool, *, options: Options, project: Path, best: Path | None = None
-) -> int:
+def sweep_foreign(study: Study, pool: Pool, *, options: Options, project: Path, best: Path | None = None) -> int:
     """Run or resume the sweep of a foreign Hydra program on workers that can call it. The best point is also
     written to the file `best` (YAML)."""
     try:
@@ -122,9 +118,7 @@ def train(study: Study, *, options: Options, project: Path) -> int:
             print(
                 "  "
                 + "  ".join(
-                    f"{k} {result.metrics[k]:.4f}"
-                    for k in ("test/accuracy", "test/loss")
-                    if k in result.metrics
+                    f"{k} {result.metrics[k]:.4f}" for k in ("test/accuracy", "test/loss") if k in result.metrics
                 )
             )
         return exit_code(tally)
@@ -137,9 +131,7 @@ def resolution(study: Study, pool: Pool) -> float:
     if not study.objective.metric.endswith("accuracy"):
         return 0.0
     outline = call(pool, "outline", study.base.config)
-    return 1 / (
-        outline.test if study.objective.metric.startswith("test") else study.base.config["data"]["val"]
-    )
+    return 1 / (outline.test if study.objective.metric.startswith("test") else study.base.config["data"]["val"])
 
 
 def _run(
@@ -158,7 +150,8 @@ def _run(
         print(f"  the runs so far are put aside as {aside.name}")
     folder = StudyFolder(path)
     try:
-        folder.admit(study.identity(), extend=options.extend, flags=study.flags)
+        points = None if variants is None else {variant.key for variant in variants}
+        folder.admit(study.identity(), extend=options.extend, flags=study.flags, points=points)
         folder.bury()
         plan = make_plan(study, variants, folder, extend=options.extend, source=source)
         if plan.known and not study.own:
@@ -173,15 +166,18 @@ def _run(
             tally = coordinate(study, plan, pool, shipper, epochs=epochs)
             for name, why in getattr(plan, "refused", {}).items():
                 tally.failed, tally.failures[name] = tally.failed + 1, why
+            if tally.ended == INTERRUPTED:  # MLflow hears of it while the answer is put together
+                folder.spool.append("end", status="KILLED", reason=tally.ended, metrics={}, step=0)
+                shipper.nudge(folder.folder, ended=True)
             from fanin.sweep.summary import as_data, summarise  # with pandas and scipy: no first epoch waits
 
             answer = summarise(study, plan.ended(), tally, search=getattr(plan, "search", None))
-            status = "KILLED" if tally.ended == INTERRUPTED else "FINISHED"
-            folder.spool.append(
-                "end", status=status, reason=tally.ended, metrics={}, step=0, note=answer.markdown
-            )
-            shipper.nudge(folder.folder)
             print(answer.text)
+            if tally.ended != INTERRUPTED:
+                folder.spool.append(
+                    "end", status="FINISHED", reason=tally.ended, metrics={}, step=0, note=answer.markdown
+                )
+                shipper.nudge(folder.folder, ended=True)
             if best:
                 best.write_text(yaml.safe_dump(as_data(study, answer.best), sort_keys=False))
             flush(shipper, tally)
@@ -191,6 +187,12 @@ def _run(
 
 
 def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -> None:
+    tags = {
+        "fanin.git": git_commit(project),
+        "fanin.command": CREDENTIALS.sub("//", command),
+        "fanin.versions": json.dumps(versions()),
+        "fanin.racing": json.dumps(dict(study.racing)) if study.racing else None,
+    }
     declare_study(
         project,
         study.name,
@@ -200,12 +202,7 @@ def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -
         metric=study.objective.metric,
         direction=study.objective.direction,
         replicates=study.replicates,
-        tags={
-            "fanin.git": git_commit(project),
-            "fanin.command": CREDENTIALS.sub("//", command) or None,
-            "fanin.versions": json.dumps(versions()),
-            "fanin.racing": json.dumps(dict(study.racing)) if study.racing else None,
-        },
+        tags={key: text for key, text in tags.items() if text},
     )
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,15 @@ class StudyFolder:
         self.spool.close()
 
     def admit(
-        self, identity: Mapping[str, Any], *, extend: bool, flags: tuple[str, str] = ("--extend", "--new")
+        self,
+        identity: Mapping[str, Any],
+        *,
+        extend: bool,
+        flags: tuple[str, str] = ("--extend", "--new"),
+        points: Collection[str] | None = None,
     ) -> None:
         """Check the question against the one the folder holds, or write it down as the first. `flags`: what
-        the user writes to extend the study, and to start over."""
+        the user writes to extend the study, and to start over; `points`: the keys of a grid's variants."""
         identity = json.loads(json.dumps(identity, default=str))
         path = self.path / "study.json"
         if path.exists():
@@ -84,7 +89,17 @@ class StudyFolder:
                 )
             if changes:
                 check_extension(held, identity, flag=flags[0])
+                self._check_kept(points, flag=flags[0])
         write_atomically(path, json.dumps({"identity": identity, "born": self.born}, indent=1))
+
+    def _check_kept(self, points: Collection[str] | None, *, flag: str) -> None:
+        """An extension leaves no run behind: those of points that are gone would be in no table any more."""
+        for path in sorted((self.path / "runs").glob("*/run.json")):
+            run = json.loads(path.read_text())
+            if points is not None and run["variant"] not in points:
+                raise ConfigError(
+                    f"{flag} adds points and replicates, and this space has no {run['name']!r}, which was run"
+                )
 
     @property
     def born(self) -> str:

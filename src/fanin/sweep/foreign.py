@@ -55,9 +55,7 @@ def settings_of(sweeper: Any) -> dict[str, Any]:
     return fields | {"direction": directions}
 
 
-def read_foreign(
-    sweeper: Any, arguments: Sequence[str], settings: Settings, fields: Mapping[str, Any]
-) -> Study:
+def read_foreign(sweeper: Any, arguments: Sequence[str], settings: Settings, fields: Mapping[str, Any]) -> Study:
     """The study of a foreign program: named after it, judged by what its function returns."""
     _check_settings(sweeper, settings)
     loader, config = sweeper.hydra_context.config_loader, sweeper.config

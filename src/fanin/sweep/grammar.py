@@ -72,11 +72,7 @@ def parse(
     for group in zipped:
         axes = zip_axes(axes, group)
     _refuse_double_keys(axes, fixed)
-    settled = {
-        bare(o.get_key_element()): _lower_bool(o.get_value_element_as_str())
-        for o in fixed
-        if not o.is_delete()
-    }
+    settled = {bare(o.get_key_element()): _lower_bool(o.get_value_element_as_str()) for o in fixed if not o.is_delete()}
     axes = order(condition_axes(axes, _conditions(when or {}), settled))
     return Space(axes=tuple(axes), fixed=tuple(str(override.input_line) for override in fixed))
 
@@ -146,9 +142,7 @@ def _axis(override: Override, *, seed: int) -> Axis:
         return _interval(key, sweep, log="log" in tags)
     if isinstance(sweep, RangeSweep):
         return _range(key, sweep, log="log" in tags, seed=seed)
-    require(
-        not tags, key, "tag(log, ...) needs numbers in order: an interval, or a range", override.input_line
-    )
+    require(not tags, key, "tag(log, ...) needs numbers in order: an interval, or a range", override.input_line)
     values = _choices(override)
     if isinstance(sweep, ChoiceSweep) and sweep.shuffle:
         random.Random(f"{seed}/{key}").shuffle(values)
@@ -242,9 +236,7 @@ def _conditions(when: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, li
     for name, parents in when.items():
         rule = "maps another key to the values under which the axis exists"
         require(isinstance(parents, Mapping) and parents, f"study.when.{name}", rule, parents)
-    return {
-        bare(name): {bare(key): _texts(v) for key, v in parents.items()} for name, parents in when.items()
-    }
+    return {bare(name): {bare(key): _texts(v) for key, v in parents.items()} for name, parents in when.items()}
 
 
 def _texts(value: Any) -> list[str]:

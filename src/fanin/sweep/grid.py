@@ -49,9 +49,7 @@ class GridPlan:
 
     @property
     def total(self) -> int | None:
-        return sum(
-            len(jobs) if key in self._stopped else self._wanted[key] for key, jobs in self._jobs.items()
-        )
+        return sum(len(jobs) if key in self._stopped else self._wanted[key] for key, jobs in self._jobs.items())
 
     @property
     def done(self) -> bool:
@@ -73,9 +71,7 @@ class GridPlan:
         value = record["metrics"].get(self.study.objective.metric)
         if value is None or not self.judge.report(job.trial, record["epoch"], value):
             return None
-        return (
-            f"{self.study.pruner_name}: {self.study.objective.metric} {value:.4g} at epoch {record['epoch']}"
-        )
+        return f"{self.study.pruner_name}: {self.study.objective.metric} {value:.4g} at epoch {record['epoch']}"
 
     def finish(self, job: Job, result: Outcome) -> float | None:
         self._queue.settle(job)

@@ -6,7 +6,7 @@ et al. 2023) instead asks in which axes the best trials differ from the rest.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
@@ -74,7 +74,7 @@ def _shares(trials: "Sequence[FrozenTrial]", directions: Sequence[str]) -> dict[
     if len(trials) < FEWEST:
         return {}
     worst = _finite_worst([trial.values for trial in trials])
-    copy = optuna.create_study(directions=list(directions))
+    copy = optuna.create_study(directions=cast(Any, list(directions)))
     for trial in trials:
         values = [v if math.isfinite(v) else w[v] for v, w in zip(trial.values, worst, strict=True)]
         copy.add_trial(create_trial(params=trial.params, distributions=trial.distributions, values=values))

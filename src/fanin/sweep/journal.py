@@ -132,9 +132,7 @@ def repair(path: Path) -> int:
         with path.open("r+b") as file:
             file.truncate(keep)
     if good < len(data):
-        log.warning(
-            "%s: cut %d unreadable bytes at the end (kept in %s.cut)", path, len(data) - good, path.name
-        )
+        log.warning("%s: cut %d unreadable bytes at the end (kept in %s.cut)", path, len(data) - good, path.name)
     return len(cut)
 
 
@@ -143,9 +141,7 @@ def _begins(record: Mapping[str, Any]) -> bool:
     whole."""
     if record["op_code"] == JournalOperation.CREATE_TRIAL:
         return "state" not in record
-    return (
-        record["op_code"] == JournalOperation.SET_TRIAL_STATE_VALUES and record["state"] == TrialState.RUNNING
-    )
+    return record["op_code"] == JournalOperation.SET_TRIAL_STATE_VALUES and record["state"] == TrialState.RUNNING
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -30,9 +30,7 @@ def check_keys(config: Mapping[str, Any], *, default: Mapping[str, Any], added: 
             _check_part(group, value)
         elif isinstance(default.get(group), Mapping):
             if not isinstance(value, Mapping):
-                raise ConfigError(
-                    f"{group}: must be a mapping with {', '.join(default[group])}, got {value!r}"
-                )
+                raise ConfigError(f"{group}: must be a mapping with {', '.join(default[group])}, got {value!r}")
             _compare(value, default[group], prefix=f"{group}.")
 
 

@@ -58,9 +58,7 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
         sweeper: Any = Plugins.instance().instantiate_sweeper(
             hydra_context=context, task_function=own_task, config=config
         )
-        require(
-            hasattr(sweeper, "options"), "hydra/sweeper", "must be one of fanin's own", type(sweeper).__name__
-        )
+        require(hasattr(sweeper, "options"), "hydra/sweeper", "must be one of fanin's own", type(sweeper).__name__)
         sweeper.options = options
         return int(sweeper.sweep(list(config.hydra.overrides.task)))
 
@@ -99,9 +97,7 @@ def project_loader() -> Iterator[tuple[ConfigLoader, list[str]]]:
     """Hydra's loader for the project in the working directory, and the override that finds sweeps/."""
     conf = Path("conf").absolute()  # not resolved: conf/ may be a link, and sweeps/ lies beside the link
     if not (conf / "config.yaml").is_file():
-        raise ConfigError(
-            f"{conf.parent} is no fanin project, it has no conf/config.yaml: change to one that has"
-        )
+        raise ConfigError(f"{conf.parent} is no fanin project, it has no conf/config.yaml: change to one that has")
     beside = str(conf.parent).replace("\\", "\\\\").replace("'", "\\'")
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf), job_name="fanin", **VERSION_BASE):
@@ -116,9 +112,7 @@ def single(overrides: Sequence[str], options: Options) -> int:
         require(named is None, "study.name", "names a sweep; single runs are all kept under train", named)
         swept = space.axes
         if swept:
-            raise ConfigError(
-                f"{swept[0].key}: {swept[0].text} has several values; sweep them with `fanin train -m`"
-            )
+            raise ConfigError(f"{swept[0].key}: {swept[0].text} has several values; sweep them with `fanin train -m`")
         settings = Settings(params=None, sampler={"name": "grid"}, pruner=None, budget=Budget())
         study = read_study(
             loader,
@@ -170,7 +164,9 @@ def _sweep_foreign(sweeper: Any, arguments: list[str], settings: Settings) -> in
 
 def plain(settings: Any) -> dict[str, Any]:
     """The sweeper's configuration in plain Python; what is not set is left to Optuna."""
-    values = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in settings.items()}
+    values: dict[str, Any] = {
+        key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in settings.items()
+    }
     sampler, pruner = (_given(values[key]) for key in ("sampler", "pruner"))
     return {
         "params": values["params"],

@@ -6,9 +6,7 @@ from typing import Any
 from fanin.errors import require, unknown
 
 
-def check_options(
-    key: str, options: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def check_options(key: str, options: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The options of the choice `options["name"]`, as `known` types them; None means Optuna's default and is
     left out. Raises ConfigError for an unknown name, an unknown option and a value of another type."""
     name = str(options.get("name"))

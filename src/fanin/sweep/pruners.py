@@ -49,9 +49,7 @@ def build_pruner(
     if name == "hyperband":
         options.setdefault("max_resource", steps)
     if name == "patient" and "wrapped" in options:
-        options["wrapped"] = build_pruner(
-            options["wrapped"], steps=steps, replicates=replicates, objectives=1
-        )
+        options["wrapped"] = build_pruner(options["wrapped"], steps=steps, replicates=replicates, objectives=1)
     return _build(name, options)
 
 
@@ -88,9 +86,7 @@ def _check_steps(name: str, options: Mapping[str, Any], *, steps: int | None) ->
         require(value is None or value <= top, f"{KEY}.{option}", rule, value)
     if name == "hyperband":
         least, most = options.get("min_resource", 1), options.get("max_resource", steps)
-        require(
-            1 <= least < most, f"{KEY}.min_resource", f"must be from 1 to below max_resource ({most})", least
-        )
+        require(1 <= least < most, f"{KEY}.min_resource", f"must be from 1 to below max_resource ({most})", least)
 
 
 def _check_replicates(p_threshold: float, *, replicates: int) -> None:

@@ -78,9 +78,7 @@ def decide(
     """
     check(confidence=confidence, min_replicates=min_replicates, max_replicates=max_replicates)
     assert direction in ("maximize", "minimize"), direction
-    costs = {
-        name: _prefix(seen, sign=1.0 if direction == "minimize" else -1.0) for name, seen in values.items()
-    }
+    costs = {name: _prefix(seen, sign=1.0 if direction == "minimize" else -1.0) for name, seen in values.items()}
     looks = max_replicates - min_replicates + 1
     alpha = (1.0 - confidence) / (looks * max(1, len(values) - 1))
     verdicts = {name: Verdict("continue", min_replicates) for name in values}
@@ -90,9 +88,7 @@ def decide(
             return verdicts | {name: _wait(verdicts[name], n) for name in alive}
         leader = min(alive, key=lambda name: (_mean(costs[name][:n]), name))
         for name in alive:
-            verdicts[name] = _compare(
-                costs[name][:n], costs[leader][:n], leader, alpha=alpha, resolution=resolution
-            )
+            verdicts[name] = _compare(costs[name][:n], costs[leader][:n], leader, alpha=alpha, resolution=resolution)
         verdicts[leader] = Verdict("continue", n, n)
         alive = [name for name in alive if verdicts[name].action != "drop"]
         if len(alive) == 1:

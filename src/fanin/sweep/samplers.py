@@ -80,19 +80,13 @@ def _check_cmaes(space: Space, *, objectives: int) -> None:
         f"{objectives} of them",
     )
     axis = next((axis for axis in space.axes if axis.kind in ("choice", "zip", "points")), None)
-    rule = (
-        "cmaes searches numbers only (it would draw names at random); fix this axis, or use hydra/sweeper=tpe"
-    )
+    rule = "cmaes searches numbers only (it would draw names at random); fix this axis, or use hydra/sweeper=tpe"
     require(axis is None, KEY, rule, axis and f"{axis.name}={axis.text}")
     wide = [axis.name for axis in space.axes if axis.size != 1]
-    require(
-        len(wide) >= 2, KEY, "cmaes needs at least two axes (the covariance of one is no news); use tpe", wide
-    )
+    require(len(wide) >= 2, KEY, "cmaes needs at least two axes (the covariance of one is no news); use tpe", wide)
 
 
-def build_sampler(
-    sampler: Mapping[str, Any], space: Space, *, objectives: int, seed: int, number: int
-) -> BaseSampler:
+def build_sampler(sampler: Mapping[str, Any], space: Space, *, objectives: int, seed: int, number: int) -> BaseSampler:
     """The sampler for trial `number`."""
     name, options = sampler["name"], check_options(KEY, sampler, OPTIONS)
     own = trial_seed(seed, number)

@@ -164,28 +164,32 @@ class Coordinator:
         self._check_budget(value)
 
     def _failed(self, worker: Worker, job: Job, failure: Failure) -> None:
-        if failure.memory:
-            self.pool.dismiss(worker)  # what fills its memory may be its own
-            return self._put_back(job, failure.message, otherwise=failure.message)
         known = outcome(job.folder)
         if known is None or known.status != "FAILED":  # it came to grief outside the run's own record
             known = self._close_run(job, status="FAILED", reason=failure.message)
+        if failure.memory:
+            self.pool.dismiss(worker)  # what fills its memory may be its own
+            if self._try_again(job, failure.message):
+                return
         self._ended(job, known)
 
     def _died(self, job: Job, cause: str) -> None:
-        if (known := result_of(job)) is not None:
-            return self._ended(job, known)  # only the word of its end is missing
-        self._put_back(job, f"worker {cause}", otherwise=f"worker {cause}, {RETRIES + 1} times in a row")
+        known = result_of(job)  # if there is one, only the word of its end is missing
+        if known is None and self._try_again(job, f"worker {cause}"):
+            if outcome(job.folder) is None:
+                self._close_run(job, status="KILLED", reason=f"worker {cause}")
+        else:
+            reason = f"worker {cause}, {RETRIES + 1} times in a row"
+            self._ended(job, known or self._close_run(job, status="FAILED", reason=reason))
 
-    def _put_back(self, job: Job, cause: str, *, otherwise: str) -> None:
-        """Try the run again, now or in the next session; after too many tries it failed, with the reason
-        `otherwise`."""
+    def _try_again(self, job: Job, cause: str) -> bool:
+        """Whether the run gets another try, in this session or in the next."""
         if not self._stopping and not self.plan.retry(job):
-            return self._ended(job, self._close_run(job, status="FAILED", reason=otherwise))
-        self._close_run(job, status="KILLED", reason=cause)
+            return False
         again = "" if self._stopping else f"; tried again ({job.deaths} of {RETRIES})"
         self.display.say(f"  {job.name}: {cause}{again}", style="yellow")
         self.display.drop(job.key)
+        return True
 
     def _close_run(self, job: Job, *, status: str, reason: str) -> Outcome:
         """Write the end record that the worker could not write; it has ended, or has left the run."""
@@ -209,9 +213,7 @@ class Coordinator:
         else:
             self.tally.finished += 1
             self.tally.diverged += bool(result.metrics.get("diverged"))
-        self.display.end(
-            job.key, variant=job.variant.name, name=job.name, verdict=verdict, value=value, style=style
-        )
+        self.display.end(job.key, variant=job.variant.name, name=job.name, verdict=verdict, value=value, style=style)
 
     # ---- watching ----
 

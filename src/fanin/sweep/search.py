@@ -148,11 +148,7 @@ class Search:
         """Remember the points of the journal; returns the trials left running."""
         left = []
         for frozen in self._frozen():
-            if (
-                frozen.state == TrialState.WAITING
-                or REPEAT in frozen.user_attrs
-                and frozen.state.is_finished()
-            ):
+            if frozen.state == TrialState.WAITING or REPEAT in frozen.user_attrs and frozen.state.is_finished():
                 continue
             if frozen.state == TrialState.RUNNING and not {ASKED, GIVEN} & frozen.user_attrs.keys():
                 self.study.tell(frozen.number, state=TrialState.FAIL)  # its sampler raised
@@ -176,9 +172,7 @@ class Search:
         return self._trial(self._storage.get_trial(self._trial_id(trial.number)))
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return build_sampler(
-            self.sampler, self.space, objectives=len(self.directions), seed=self.seed, number=number
-        )
+        return build_sampler(self.sampler, self.space, objectives=len(self.directions), seed=self.seed, number=number)
 
     def _add(self, params: Mapping[str, Any]) -> Trial:
         """A running trial at exactly these parameters."""
@@ -223,9 +217,7 @@ class Search:
             return False  # the signed-rank test needs differences
         return self.study.pruner.prune(self.study, frozen)
 
-    def tell(
-        self, number: int, values: float | Sequence[float] | None = None, *, state: str = "complete"
-    ) -> None:
+    def tell(self, number: int, values: float | Sequence[float] | None = None, *, state: str = "complete") -> None:
         """End a trial: complete (with its objectives), pruned or failed. Telling an ended trial again is
         ignored.
 
@@ -262,9 +254,7 @@ class Search:
     @property
     def trials(self) -> list[Trial]:
         """Every trial handed out, in order of their numbers, without repeats and those still queued."""
-        handed_out = (
-            t for t in self._frozen() if t.state != TrialState.WAITING and REPEAT not in t.user_attrs
-        )
+        handed_out = (t for t in self._frozen() if t.state != TrialState.WAITING and REPEAT not in t.user_attrs)
         return [self._trial(frozen) for frozen in handed_out]
 
     @property

@@ -55,8 +55,7 @@ def condition_axes(
     kept = [axis for axis in axes if axis.name not in gone]
     open_ = {axis.name: {p: v for p, v in parents[axis.name].items() if p not in settled} for axis in kept}
     return [
-        replace(axis, when=tuple(_condition(axis, p, v, kept) for p, v in open_[axis.name].items()))
-        for axis in kept
+        replace(axis, when=tuple(_condition(axis, p, v, kept) for p, v in open_[axis.name].items())) for axis in kept
     ]
 
 
@@ -94,9 +93,7 @@ def order(axes: Sequence[Axis]) -> list[Axis]:
     while waiting:
         ready = next((a for a in waiting if {bare(c.key) for c in a.when} <= known), None)
         if ready is None:
-            raise ConfigError(
-                f"study.when: the axes depend on each other in a circle: {[a.name for a in waiting]}"
-            )
+            raise ConfigError(f"study.when: the axes depend on each other in a circle: {[a.name for a in waiting]}")
         waiting.remove(ready)
         result.append(ready)
         known |= {bare(key) for key in ready.keys}

@@ -265,6 +265,4 @@ def check_extension(old: Mapping[str, Any], new: Mapping[str, Any], *, flag: str
     if new["replicates"] < old["replicates"]:
         blocked.append(f"replicates: {old['replicates']} -> {new['replicates']} (can only grow)")
     if blocked:
-        raise ConfigError(
-            f"{flag} adds points and replicates; this changes more:\n  " + "\n  ".join(blocked)
-        )
+        raise ConfigError(f"{flag} adds points and replicates; this changes more:\n  " + "\n  ".join(blocked))

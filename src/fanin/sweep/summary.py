@@ -43,9 +43,7 @@ class Answer:
     best: tuple[Point, ...] = ()
 
 
-def summarise(
-    study: Study, planned: Iterable[Planned], tally: Tally, *, search: Search | None = None
-) -> Answer:
+def summarise(study: Study, planned: Iterable[Planned], tally: Tally, *, search: Search | None = None) -> Answer:
     """The question, the leaderboard, the verdict, the best, what matters, and how the sweep ended. `search`:
     that of an adaptive study."""
     planned = list(planned)

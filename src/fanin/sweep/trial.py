@@ -28,9 +28,7 @@ def pareto_front(trials: Sequence[Trial], directions: Sequence[str]) -> list[Tri
     objective and better in one. Ordered by number; with one objective, the best trial and its equals."""
     scored = [t for t in trials if t.state == "complete" and all(map(math.isfinite, t.scores or ()))]
     costs = [trial.costs(directions) for trial in scored]
-    return [
-        t for t, cost in zip(scored, costs, strict=True) if not any(_dominates(c, cost) for c in set(costs))
-    ]
+    return [t for t, cost in zip(scored, costs, strict=True) if not any(_dominates(c, cost) for c in set(costs))]
 
 
 def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -95,7 +95,7 @@ class Pool:
         environments: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self.task, self.arguments, self.size = task, dict(arguments), size
-        self.environments = list(environments) or [{}]
+        self.environments: Sequence[Mapping[str, str]] = list(environments) or [{}]
         self.workers: list[Worker] = []
         weakref.finalize(self, _kill_all, self.workers)  # also at exit, should nobody have closed the pool
         self._context = warm_up(task.partition(":")[0], threads=threads)
@@ -103,9 +103,7 @@ class Pool:
     def fill(self, wanted: int) -> None:
         """Have at least min(`wanted`, size) workers."""
         taken = {worker.slot for worker in self.workers}
-        for slot in [s for s in range(self.size) if s not in taken][
-            : max(0, min(wanted, self.size) - len(taken))
-        ]:
+        for slot in [s for s in range(self.size) if s not in taken][: max(0, min(wanted, self.size) - len(taken))]:
             self.workers.append(self._start(slot))
 
     def free(self) -> list[Worker]:
@@ -116,7 +114,7 @@ class Pool:
 
     def wait(self, timeout: float) -> list[Event]:
         """Events of the next `timeout` seconds, at once when there are any."""
-        sources = {worker.connection: worker for worker in self.workers}
+        sources: dict[Any, Worker] = {worker.connection: worker for worker in self.workers}
         sources |= {worker.process.sentinel: worker for worker in self.workers}
         ready = {id(sources[s]): sources[s] for s in wait(list(sources), timeout)}
         events = []
