@@ -223,6 +223,15 @@ def test_everything_may_be_said_in_the_configuration_file(folder: Path) -> None:
     assert (folder / ".fanin" / "mine").is_dir()
 
 
+def test_the_program_of_the_documentation_does_what_it_says(folder: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "hydra.md").read_text()
+    for name in ("app.py", "config.yaml"):
+        (folder / name).write_text(text.split(f"# {name}\n")[1].split("```")[0])
+    first = next(line for line in text.splitlines() if line.startswith("python app.py -m"))
+    done = sweep(folder, *first.split()[3:])
+    assert "best: x=1 kind=good" in done.stdout and best(folder)["best_value"] == 0.0
+
+
 # ---- searching ----
 
 

@@ -19,7 +19,8 @@ def show(study: str, *, project: Path) -> str:
         return f"{study}: no run is recorded yet."
     by = [key for key in about.swept if key in table]
     how: dict[str, Any] = {"metric": about.metric, "direction": about.direction, "classes": _classes(table)}
-    parts = [f"{study}: {about.question}", render(leaderboard(table, by=by, **how))]
+    head = f"{study}: {about.question}" if about.question else study
+    parts = [head, render(leaderboard(table, by=by, **how))]
     if found := factors.weigh(table, by=by, **how):
         parts.append(factors.render(found))
     return "\n\n".join(parts)
