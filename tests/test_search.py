@@ -193,7 +193,9 @@ def test_a_point_of_ones_own_can_be_tried_again(tmp_path: Path) -> None:
     first, second = search.ask(point), search.ask(point)
     assert first is not None and second is not None
     assert first.values == second.values == point and first.number != second.number
-    assert [t.number for t in open_search(tmp_path, MIXED).reap()] == [first.number, second.number]
+    again = open_search(tmp_path, MIXED)
+    assert [t.number for t in again.reap()] == [first.number, second.number]
+    assert (search.asked, search.points) == (again.asked, again.points) == (2, 1)
 
 
 def test_a_conditional_axis_is_drawn_only_where_it_exists(tmp_path: Path) -> None:

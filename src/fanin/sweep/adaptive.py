@@ -71,7 +71,7 @@ class SearchPlan:
     def next(self) -> Job | None:
         while not self._queue.waiting and not self._exhausted:
             limit = self.study.budget.trials
-            trial = None if limit is not None and self._points() >= limit else self.search.ask()
+            trial = None if limit is not None and self.search.points >= limit else self.search.ask()
             if trial is None:
                 self._exhausted = True
             else:
@@ -103,10 +103,6 @@ class SearchPlan:
         sign = self.study.objective.sign
         scores = [trial.scores[0] for trial in self.search.trials if trial.state == "complete" and trial.scores]
         return max(scores, key=lambda score: sign * score, default=None)
-
-    def _points(self) -> int:
-        """How many points were tried: a failed one that is tried again counts once."""
-        return len({_identity(trial) for trial in self.search.trials})
 
     def _to_retry(self) -> list[Trial]:
         """Points that failed in an earlier session and were not tried since, as new trials."""

@@ -258,6 +258,11 @@ class Search:
         return [self._trial(frozen) for frozen in handed_out]
 
     @property
+    def points(self) -> int:
+        """How many points were handed out: one that failed and was handed out again counts once."""
+        return len(self._known)
+
+    @property
     def best(self) -> Trial | None:
         """The best complete trial of a search with one objective; None before there is one."""
         assert len(self.directions) == 1, "several objectives have a front, not a best"
