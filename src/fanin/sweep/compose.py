@@ -6,7 +6,6 @@ what Hydra itself does with them. Combinations of choices are assembled from com
 (assembly.py).
 """
 
-import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,12 +59,12 @@ class Composer:
         """The resolved configuration under `overrides`; raises ConfigError for what cannot be composed."""
         overrides = list(overrides)
         with friendly_errors(self):
-            parsed = self._parser.parse_overrides([*self.fixed, *overrides])
+            parsed = [*self._parsed, *self._parser.parse_overrides(overrides)]
             for override in parsed:
                 self._check_choice(override)
             plain = [o for o in parsed if self._is_plain(o)]
             composed = self._choose([o for o in parsed if not self._is_plain(o)], varied=set(overrides))
-            config, choices = copy.deepcopy(composed.config), composed.choices
+            config, choices = composed.copy(), composed.choices
             for override in plain:
                 _lay_over(config, override, check=self.own)
             resolved = _plain(config, resolve=self.own, complete=self.own)
@@ -90,6 +89,10 @@ class Composer:
         """Every dotted key of the default configuration and every group: for 'did you mean'."""
         default = self._load(())
         return sorted({*dotted(_plain(default.config)), *default.choices})
+
+    @cached_property
+    def _parsed(self) -> list[Override]:
+        return self._parser.parse_overrides(self.fixed)
 
     @cached_property
     def _default(self) -> dict[str, Any]:
@@ -267,9 +270,12 @@ def _unknown_setting(key: str, cause: BaseException | None) -> ConfigError:
 def unknown_key(key: str, composer: Composer) -> ConfigError:
     """No such key: suggest the nearest one at the same place, then one of that name anywhere."""
     known = composer.known_keys()
-    if key in known:
-        return ConfigError(f"{key}: a key that is not there yet is added with a plus: +{key}={{...}}")
     parent, _, name = key.rpartition(".")
+    if key in known and f"{parent}._target_" in known:
+        return ConfigError(f"{key}: no such key with the {parent} that was chosen; others have it")
+    mapping = key if key in known else parent
+    if mapping in known and not any(k.startswith(f"{mapping}.") for k in known):
+        return ConfigError(f"{mapping}: keys are added to it with a plus: +{mapping}={{...}}")
     here = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
     close = [k for k in known if k.rpartition(".")[2] == name]
     if not close and (near := nearest(name, here)):
