@@ -67,6 +67,8 @@ class Channel:
     def next(self) -> tuple[Any, ...]:
         """What to do next; waits for it."""
         self._idle = True
+        if self.terminated:  # SIGTERM came between the last answer and here
+            end_terminated()
         message = self._work.get()
         self._idle = False
         return message
