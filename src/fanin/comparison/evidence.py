@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 Array = NDArray[numpy.float64]
 
@@ -52,7 +52,8 @@ def signed_rank(differences: Array) -> float:
     The distribution of the sum of positive ranks is built up rank by rank. Ranks are doubled: ties have
     halves.
     """
-    ranks = (2 * stats.rankdata(numpy.abs(differences))).astype(int)
+    _, place, sizes = numpy.unique(numpy.abs(differences), return_inverse=True, return_counts=True)
+    ranks = (2 * sizes.cumsum() - sizes + 1)[place]
     ranks, positive = ranks[differences != 0], differences[differences != 0] > 0
     chances = numpy.zeros(ranks.sum() + 1)
     chances[0] = 1.0

@@ -6,7 +6,6 @@ import math
 import numpy
 import pandas
 from numpy.typing import NDArray
-from scipy import stats
 
 from fanin.comparison.aggregates import expected_best, iqm
 from fanin.comparison.best_set import best_set
@@ -43,7 +42,7 @@ def describe(runs: pandas.DataFrame, scores: Scores, rules: Rules) -> pandas.Dat
                 "mean": scores.means[level],
                 "low": low,
                 "high": high,
-                "iqm": iqm(_finite(scores.values[level])),
+                "iqm": float(iqm(_finite(scores.values[level]))),
                 "iqm_low": middle_low,
                 "iqm_high": middle_high,
                 "n": len(values),
@@ -91,7 +90,7 @@ def _iqm_interval(values: Array, rules: Rules) -> tuple[float, float]:
         return math.nan, math.nan
     drawn = numpy.random.default_rng(0).integers(0, n, (RESAMPLES, n))
     resampled = values[:, drawn].transpose(1, 0, 2).reshape(RESAMPLES, -1)
-    means = stats.trim_mean(resampled, proportiontocut=0.25, axis=1)
+    means = iqm(resampled)
     tail = (1 - expanded(rules.confidence, n=n)) / 2
     low, high = numpy.quantile(means, [tail, 1 - tail])
     return float(low), float(high)

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import pandas
 
+from fanin.comparison.core import compare_runs
+from fanin.comparison.words import name, percent, wrap
 from fanin.errors import ConfigError
 from fanin.leaderboard import counted
 from fanin.sweep import race
@@ -16,9 +18,6 @@ def judge(study: Study, runs: pandas.DataFrame) -> tuple[str, str] | None:
     little has finished. `runs`: see summary.frame."""
     if len(study.swept) != 1 or study.replicates < 2 or len(study.objectives) > 1:
         return None
-    from fanin.comparison.core import compare_runs  # with scipy.stats, which few sweeps need
-    from fanin.comparison.words import wrap
-
     if study.racing:
         head, *lines = _raced(study, runs)
         return "\n".join([head, *(wrap(line, "  ") for line in lines)]), "\n".join([head, "", *_items(lines)])
@@ -37,8 +36,6 @@ def judge(study: Study, runs: pandas.DataFrame) -> tuple[str, str] | None:
 
 def _raced(study: Study, runs: pandas.DataFrame) -> Iterator[str]:
     """A race stops adding replicates on what it sees, so that only its own tests hold afterwards."""
-    from fanin.comparison.words import name, percent
-
     assert study.racing
     key, objective = study.swept[0], study.objective
     runs = counted(runs, metric=objective.metric, direction=objective.direction, classes=study.classes or 2)
