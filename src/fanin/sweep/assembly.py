@@ -5,12 +5,13 @@ its group's key. So 9 initializers times 13 optimizers are 1 + 9 + 13 compositio
 plain is left to Hydra.
 """
 
-import copy
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import cloudpickle
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +30,16 @@ class Composed:
         content = OmegaConf.to_container(self.config)
         assert isinstance(content, dict)
         return {str(key): value for key, value in content.items()}
+
+    def copy(self) -> DictConfig:
+        """The configuration, to be changed. Six times as fast as copy.deepcopy."""
+        config = pickle.loads(self._pickled)
+        assert isinstance(config, DictConfig)
+        return config
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return cloudpickle.dumps(self.config)  # a program's own config class may be defined anywhere
 
 
 class Plainness:
@@ -69,7 +80,7 @@ def assemble(base: Composed, parts: Mapping[str, Composed], *, plainness: Plainn
         for group, part in parts.items()
     ):
         return None
-    config = copy.deepcopy(base.config)
+    config = base.copy()
     choices = {group: name for group, name in base.choices.items() if group not in parts}
     for group, part in parts.items():
         config[group] = part.config[group]
