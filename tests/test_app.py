@@ -426,7 +426,7 @@ def test_flags_may_stand_anywhere_among_the_overrides(place, capsys):
     shown = set()
     for arguments in orders:
         assert main(arguments) == 0
-        shown.add(capsys.readouterr().out.partition("estimate")[0])
+        shown.add(capsys.readouterr().out.rpartition("estimate")[0])
     assert len(shown) == 1 and "9 variants x 5 replicates = 45" in shown.pop()
     assert not Path(".fanin").exists() and not Path("mlflow.db").exists()
 

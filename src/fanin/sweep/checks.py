@@ -9,6 +9,7 @@ from typing import Any
 from fanin.errors import ConfigError
 from fanin.folders import MEMORY
 from fanin.sweep.channel import Failure
+from fanin.sweep.display import waiting
 from fanin.sweep.space import DISCRETE, Axis, Condition, bare
 from fanin.sweep.study import Study, Variant, hash_of
 from fanin.sweep.workers import Pool
@@ -82,7 +83,8 @@ def _sets(assigned: Mapping[str, str], condition: Condition) -> bool:
 
 def check(variants: Sequence[Variant], pool: Pool) -> None:
     """Build every planned configuration in a worker; raises ConfigError with what is wrong, once per reason."""
-    complaints = call(pool, "check", [v.composition.config for v in variants])
+    with waiting(f"checking {len(variants)} configurations" if len(variants) > 1 else "checking the configuration"):
+        complaints = call(pool, "check", [v.composition.config for v in variants])
     reasons: dict[str, list[str]] = {}
     for one, complaint in zip(variants, complaints, strict=True):
         if complaint:

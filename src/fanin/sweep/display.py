@@ -1,13 +1,14 @@
 """What a sweep shows while it runs: a live board on a terminal, plain lines elsewhere.
 
-The board: a bar with the time left, the running runs with epoch and loss, the best variant so far. Lines: one per
-finished run, and at most one progress line every few seconds, so that a log file stays readable.
+The board: a bar with the time left, the running runs with epoch and loss, the best variant so far. Lines: one
+per finished run, and at most one progress line every few seconds, so that a log file stays readable.
 """
 
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_EVERY = 5.0  # seconds between two progress lines when not on a terminal
+SHOWN = 12  # running runs on the board
+NUMBERS = 34  # columns that the numbers of a running run take
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Running:
     epoch: int = 0
     loss: float = math.nan
     accuracy: float = math.nan
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
 
 
 class Display:
@@ -49,20 +52,23 @@ class Display:
         self.values: dict[str, list[float]] = {}
         self.durations: list[float] = []
         self.note = ""
+        self.failed = 0
         self.every_epoch = every_epoch
         self._live: Live | None = None
         self._line = 0.0
         self._began = time.monotonic()
         self._first = True
+        self._widest = 0
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=32),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
+            TextColumn("[red]{task.fields[failed]}"),
             console=self.console,
         )
-        self._task = self._bar.add_task(title, total=None, left="")
+        self._task = self._bar.add_task(fit(title, 24), total=None, left="", failed="")
 
     @property
     def live(self) -> bool:
@@ -111,13 +117,15 @@ class Display:
     def end(self, key: str, *, variant: str, name: str, verdict: str, value: float, style: str = "") -> None:
         run = self.running.pop(key, None)
         self._done += 1
+        self.failed += style == "red"
         if run:
             self.durations.append(time.monotonic() - run.started)
         if math.isfinite(value):
             self.values.setdefault(variant, []).append(value)
         shown = f"{self.metric} {value:.4f}" if math.isfinite(value) else ""
         if not self.live or style:
-            self.say(f"  {self._counts()}  {name}  {verdict} {shown}".rstrip(), style=style)
+            words = [word for word in (name, f"{verdict} {shown}".strip()) if word]
+            self.say(f"  {self._counts()}  {'  '.join(words)}", style=style)
 
     def drop(self, key: str) -> None:
         """The run did not end; it will be tried again."""
@@ -146,30 +154,63 @@ class Display:
             total=self._total,
             completed=self._done,
             left="" if left is None else f"{clock(left)} left",
+            failed=f"{self.failed} failed" if self.failed else "",
         )
-        table = Table(box=None, padding=(0, 1), show_header=bool(self.running), header_style="dim")
-        for column, justify in (
-            ("running", "left"),
-            ("epoch", "right"),
-            ("train loss", "right"),
-            ("val acc", "right"),
-        ):
-            table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
-        for run in list(self.running.values())[:12]:
-            table.add_row(run.name, f"{run.epoch}/{run.epochs}", _number(run.loss), _number(run.accuracy))
-        parts: list[Any] = [self._bar, table]
+        parts: list[Any] = [self._bar]
+        if self.running:
+            parts.append(self._table())
         if best := self._best():
-            parts.append(Text(best, style="green"))
+            parts.append(Text(best, style="green", no_wrap=True))
         if self.note:
-            parts.append(Text(self.note, style="yellow"))
+            parts.append(Text(f" {self.note}", style="yellow"))
         return Group(*parts)
+
+    def _table(self) -> Table:
+        """The running runs. The columns keep their places from one frame to the next, and the numbers theirs."""
+        room = max(12, self.console.width - NUMBERS - 1)
+        names = {key: fit(run.name, room) for key, run in self.running.items()}
+        self._widest = min(room, max(self._widest, *map(len, names.values())))
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        table.add_column("running", width=self._widest, no_wrap=True)
+        for column, width in (("epoch", 9), ("train loss", 10), ("val acc", 8)):
+            table.add_column(column, justify="right", width=width, no_wrap=True)
+        for key, run in list(self.running.items())[:SHOWN]:
+            table.add_row(names[key], f"{run.epoch}/{run.epochs}", _number(run.loss), _number(run.accuracy))
+        if len(self.running) > SHOWN:
+            table.add_row(f"... and {len(self.running) - SHOWN} more")
+        return table
 
     def _best(self) -> str:
         means = {name: sum(v) / len(v) for name, v in self.values.items()}
         if not means:
             return ""
         name = max(means, key=lambda n: self.sign * means[n])
-        return f" best so far: {name}  {self.metric} {means[name]:.4f} (n={len(self.values[name])})"
+        count = len(self.values[name])
+        value = f"{self.metric} {means[name]:.4f}" + f" (mean of {count})" * (count > 1)
+        room = self.console.width - len(value) - 16
+        return f" best so far: {fit(name, room)}  {value}"
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say what the program does while it can show nothing yet; on a terminal only, and without a trace."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+def fit(name: str, width: int) -> str:
+    """A run's name in `width` columns: in full, else without its keys, else cut in the middle."""
+    if len(name) <= width:
+        return name
+    values = " ".join(word.partition("=")[2] or word for word in name.split(" "))
+    if len(values) <= width:
+        return values
+    head = (width - 1) * 2 // 3
+    return f"{values[:head]}…{values[len(values) - (width - 1 - head) :]}"
 
 
 def _describe(run: Running) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ from fanin.sweep.devices import open_pool, size_pool
 from fanin.sweep.display import Display
 from fanin.sweep.folder import Outcome, StudyFolder, archive, stamp
 from fanin.sweep.grid import GridPlan
-from fanin.sweep.plan import SinglePlan, plan_job, value_of
+from fanin.sweep.plan import Job, SinglePlan, plan_job, value_of
 from fanin.sweep.predecessor import find_predecessor, queue_best
-from fanin.sweep.preview import show_plan
+from fanin.sweep.preview import show_plan, show_run
 from fanin.sweep.schedule import INTERRUPTED, Coordinator, Tally
 from fanin.sweep.study import Study, Variant
 from fanin.sweep.workers import Pool
@@ -56,7 +57,7 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
         check(variants, pool)
         size_pool(pool, hardware, runs=len(variants) * study.replicates)
         if options.dry_run:
-            show_plan(study, variants, pool)
+            show_plan(study, variants, pool, project=project)
             return DONE
         fetch(variants, pool)
         check_tracking(study, project)
@@ -97,7 +98,7 @@ def train(study: Study, *, options: Options, project: Path) -> int:
         check([one], pool)
         size_pool(pool, hardware, runs=1)
         if options.dry_run:
-            show_plan(study, [one], pool)
+            show_run(one, study, pool)
             return DONE
         fetch([one], pool)
         check_tracking(study, project)
@@ -113,17 +114,18 @@ def train(study: Study, *, options: Options, project: Path) -> int:
             plan = SinglePlan(job)
             tally = coordinate(study, plan, pool, shipper, every_epoch=True)
             flush(shipper, tally)
-        result = plan.result
-        if result:
-            print(
-                "  "
-                + "  ".join(
-                    f"{k} {result.metrics[k]:.4f}" for k in ("test/accuracy", "test/loss") if k in result.metrics
-                )
-            )
+        if plan.result:
+            print(closing_line(job, plan.result, tracked=study.base.config["tracking"]["uri"] != "none"))
         return exit_code(tally)
     finally:
         pool.close()
+
+
+def closing_line(job: Job, result: Outcome, *, tracked: bool) -> str:
+    """What a single run came to, and where to look further."""
+    shown = [f"{key} {result.metrics[key]:.4f}" for key in ("test/accuracy", "test/loss") if key in result.metrics]
+    where = f"`fanin ui` shows it: {job.name} in train" if tracked else f"its files are in {os.path.relpath(job.folder)}"
+    return "  " + "  ".join([*shown, where])
 
 
 def resolution(study: Study, pool: Pool) -> float:

@@ -1,59 +1,100 @@
-"""`--dry-run`: the plan, its size, and how long it will take."""
+"""`--dry-run`: the plan, its size, what of it is done already, and how long the rest will take."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
 
 from fanin.errors import ConfigError
 from fanin.sweep.checks import call
-from fanin.sweep.display import clock
+from fanin.sweep.display import clock, waiting
+from fanin.sweep.folder import outcome
 from fanin.sweep.study import Study, Variant, hash_of
 from fanin.sweep.workers import Pool
 
 LISTED = 40  # variants
-COSTLY = (
-    "model",
-    "data",
-    "optimizer",
-    "regularization",
-    "batch_size",
-    "stats",
-)  # what decides an epoch's time
+# What decides how long an epoch takes.
+COSTLY = ("model", "data", "optimizer", "regularization", "batch_size", "stats")
 
 
-def show_plan(study: Study, variants: Sequence[Variant], pool: Pool) -> None:
+def show_plan(study: Study, variants: Sequence[Variant], pool: Pool, *, project: Path) -> None:
     """Print what a sweep would do."""
     grid = study.sampler["name"] == "grid"
-    count = len({one.key for one in variants}) if grid else study.budget.trials
-    runs = "?" if count is None else count * study.replicates
-    rows = [("study", f"{study.name}: {study.question or '(no question given)'}")]
-    rows += [("axis", f"{axis.name}: {axis.text}") for axis in study.space.axes]
-    rows += [
-        ("search", "grid" if grid else f"{study.sampler['name']}, at most {count} trials"),
-        ("runs", f"{count} variants x {study.replicates} replicates = {runs}"),
-        ("judged by", ", ".join(f"{o.metric} ({o.direction})" for o in study.objectives)),
-        ("workers", f"{pool.size} x {study.base.config['hardware']['threads']} thread(s)"),
-        ("estimate", estimate(study, variants, pool)),
-    ]
-    for label, text in rows:
-        print(f"{label:<10}{text}")
+    plan = {one.key: one for one in variants}
+    done = runs_done(study, plan, project=project) if grid else 0
+    for label, text in rows(study, plan, done=done):
+        print(f"{label:<10}{text}", flush=True)
     if grid:
-        for one in variants[:LISTED]:
+        for one in list(plan.values())[:LISTED]:
             print(f"  {one.key}  {one.name}")
-        if len(variants) > LISTED:
-            print(f"  ... and {len(variants) - LISTED} more")
+        if len(plan) > LISTED:
+            print(f"  ... and {len(plan) - LISTED} more")
+        if len(plan) < len(variants):
+            print(f"  {len(variants)} points, of which some mean the same: each variant is run once")
+    print(f"{'estimate':<10}{estimate(study, plan, pool, done=done)}")
 
 
-def estimate(study: Study, variants: Sequence[Variant], pool: Pool) -> str:
+def show_run(one: Variant, study: Study, pool: Pool) -> None:
+    """Print what a single run would be: its whole configuration."""
+    config = {key: value for key, value in one.composition.config.items() if key != "study"}
+    print(yaml.safe_dump(config, sort_keys=False), flush=True)
+    print(f"estimate: {estimate(study, {one.key: one}, pool, done=0)}")
+
+
+def rows(study: Study, plan: Mapping[str, Variant], *, done: int) -> Iterator[tuple[str, str]]:
+    grid = study.sampler["name"] == "grid"
+    yield "study", f"{study.name}: {study.question}" if study.question else study.name
+    for axis in study.space.axes:
+        yield "axis", f"{axis.name}: {axis.text}"
+    pruner = f", pruned by {study.pruner_name}" if study.pruner else ""
+    yield "search", ("grid" if grid else f"{study.sampler['name']}, {limits(study)}") + pruner
+    count = len(plan) if grid else study.budget.trials
+    if count is not None:
+        most = "at most " if study.racing or study.pruner or not grid else ""
+        total = f"{_count(count, 'variant')} x {_count(study.replicates, 'replicate')}"
+        yield "runs", f"{most}{total} = {count * study.replicates:,}" + f", of which {done} are done" * bool(done)
+    yield "judged by", ", ".join(f"{o.metric} ({o.direction})" for o in study.objectives)
+
+
+def limits(study: Study) -> str:
+    """When a search ends."""
+    budget = study.budget
+    ends = {
+        f"after {_count(budget.trials or 0, 'trial')}": budget.trials,
+        f"after {clock(budget.seconds or 0)}": budget.seconds,
+        f"after {_count(budget.epochs or 0, 'epoch')}": budget.epochs,
+        f"at {study.objective.metric} {budget.target}": budget.target,
+    }
+    given = [text for text, limit in ends.items() if limit is not None]
+    return "ends " + " or ".join(given) if given else "ends when every point is tried"
+
+
+def runs_done(study: Study, plan: Mapping[str, Variant], *, project: Path) -> int:
+    folder = study.folder(project) / "runs"
+    ended = (outcome(folder / f"{key}-r{replicate}") for key in plan for replicate in range(study.replicates))
+    return sum(one is not None and one.final for one in ended)
+
+
+def estimate(study: Study, plan: Mapping[str, Variant], pool: Pool, *, done: int) -> str:
     """Training time, from a few measured batches of each architecture."""
     costs: dict[str, float] = {}
     total = 0.0
-    for one in variants:
-        config = one.composition.config
-        key = hash_of([config[group] for group in COSTLY])
-        try:
-            costs[key] = costs.get(key) or call(pool, "estimate", config)
-        except ConfigError as error:
-            return f"unknown until the data are here ({error})"
-        total += costs[key] * config["epochs"]
-    if study.sampler["name"] != "grid":
-        total *= (study.budget.trials or len(variants)) / len(variants)
-    return f"about {clock(total * study.replicates / pool.size)} of training"
+    with waiting("measuring a few batches"):
+        for one in plan.values():
+            config = one.composition.config
+            key = hash_of([config[group] for group in COSTLY])
+            try:
+                costs[key] = costs.get(key) or call(pool, "estimate", config)
+            except ConfigError as error:
+                return f"unknown until the data are here ({error})"
+            total += costs[key] * config["epochs"]
+    count = len(plan) if study.sampler["name"] == "grid" else study.budget.trials or len(plan)
+    seconds = total / len(plan) * (count * study.replicates - done) / pool.size
+    if not seconds:
+        return "nothing is left to train"
+    threads = study.base.config["hardware"]["threads"]
+    return f"about {clock(seconds)} of training by {_count(pool.size, 'worker')} of {_count(threads, 'thread')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
