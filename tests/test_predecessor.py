@@ -1,12 +1,15 @@
 """A search that starts from another study: its default first, then the other's best points."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from plans import Play, Result, grid, make_study, open_folder
+from processes import folders
 
+from fanin import spool
 from fanin.app import main
 from fanin.errors import ConfigError
 from fanin.sweep.folder import StudyFolder
@@ -103,6 +106,11 @@ def test_a_study_that_warm_starts_does_so_from_the_command_line(
     assert "did you mean 'listed'?" in capsys.readouterr().err
     assert not (project / ".fanin" / "searched").exists()
     assert main(["train", "-m", *small, *search, "study.warm_start=listed"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if " r0   val/accuracy" in line]
-    begun = [line.split("optimizer.lr=")[1].split()[0] for line in lines]
-    assert begun[0] == "0.001" and set(begun[1:3]) == {"0.02", "0.03"} and begun[3] == "0.0001"
+    begun = [rate for _, rate in sorted(map(start_and_rate, folders(project, "searched")))]
+    assert begun[0] == 0.001 and set(begun[1:3]) == {0.02, 0.03} and begun[3] == 0.0001
+
+
+def start_and_rate(run: Path) -> tuple[int, float]:
+    """When a run was begun, and with which learning rate."""
+    records, _ = spool.read(run / "spool.jsonl")
+    return records[0]["time"], json.loads((run / "run.json").read_text())["config"]["optimizer"]["lr"]
