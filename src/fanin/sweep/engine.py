@@ -124,9 +124,8 @@ def train(study: Study, *, options: Options, project: Path) -> int:
 def closing_line(job: Job, result: Outcome, *, tracked: bool) -> str:
     """What a single run came to, and where to look further."""
     shown = [f"{key} {result.metrics[key]:.4f}" for key in ("test/accuracy", "test/loss") if key in result.metrics]
-    where = (
-        f"`fanin ui` shows it: {job.name} in train" if tracked else f"its files are in {os.path.relpath(job.folder)}"
-    )
+    files = f"its files are in {os.path.relpath(job.folder)}"
+    where = f"`fanin ui` shows it: {job.name} in train" if tracked else files
     return "  " + "  ".join([*shown, where])
 
 

@@ -260,7 +260,7 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def check_extension(old: Mapping[str, Any], new: Mapping[str, Any], *, flag: str = "--extend") -> None:
     """An extension may add points and replicates, nothing else; raises ConfigError with the lines in the way."""
-    free = ("space.", "replicates", "racing", "sampler.")
+    free = ("space", "replicates", "racing", "sampler.")
     blocked = [line for line in difference(old, new) if not line.startswith(free)]
     if new["replicates"] < old["replicates"]:
         blocked.append(f"replicates: {old['replicates']} -> {new['replicates']} (can only grow)")
