@@ -1,10 +1,10 @@
 """CPU time of a sweep that is not training, per run: under 0.15 s, and the same at 20 and at 500 runs.
 
 Real runs through the real engine and MLflow on SQLite: the default network, 10 epochs with all statistics, on
-so few images that training takes little. The workers' clocks are read around `fit`; everything else counts, in
-the coordinator (composing, checking, planning, coordinating, shipping) and in the workers (building, test set,
-pictures, weights, spool). What every sweep costs once (composing the base, opening the store, starting workers)
-is measured by a sweep of 2 runs and taken off; imports are made before, by another.
+few images, so that training is short. The workers' clocks are read around `fit`; everything else counts, in the
+coordinator (composing, checking, planning, coordinating, shipping) and in the workers (building, test set,
+pictures, weights, spool). What a sweep costs once (composing the base, opening the store, starting workers) is
+measured by a sweep of 2 runs and taken off; imports are made before, by another.
 
     python benchmarks/bench_bookkeeping.py [--runs 20,500] [--epochs 10]
 """
