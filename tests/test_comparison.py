@@ -142,7 +142,7 @@ def test_a_search_without_common_points_has_no_pairs_and_says_so():
     found = compared(runs, within=["optimizer.lr"])
     assert (found.differences["n"] == 0).all() and set(found.differences["verdict"]) == {"undecided"}
     assert "share no value of optimizer.lr" in found.notes[-1]
-    assert "undecided (no pairs): all" in str(found)
+    assert "undecided pair by pair (no pairs): all" in str(found)
     assert found.best_of["tries"].eq("point").all() and found.best_of["expected"].notna().all()
 
 
@@ -158,6 +158,8 @@ def test_that_another_level_is_best_elsewhere_is_announced():
     runs = two_factor_runs()
     runs.loc[runs["initializer"].eq("he") & runs["optimizer.lr"].eq(0.1), "test/accuracy"] -= 0.04
     notes = compared(runs, within=["optimizer.lr"]).notes
+    losses = runs.rename(columns={"test/accuracy": "loss"}).assign(loss=-runs["test/accuracy"])
+    assert compared(losses, metric="loss", direction="minimize", within=["optimizer.lr"]).notes == notes
     assert any("best mean changes with optimizer.lr: he in 2, xavier in 1 of 3" in note for note in notes)
 
 
@@ -201,6 +203,7 @@ def test_less_is_better_where_a_metric_is_minimized():
     assert found.differences["verdict"].tolist() == ["worse", "worse"]
     assert found.differences["improvement"].tolist() == pytest.approx(more.differences["improvement"].tolist())
     assert "he beats zeros by 0.8" in found.verdict
+    assert found.levels["best"].tolist() == more.levels["best"].tolist() == [True, False, False]
 
 
 # Verdicts
@@ -221,9 +224,7 @@ def test_five_replicates_can_decide_no_pair_and_the_number_that_could_is_named()
     two = {name: series[:5] for name, series in three_levels().items() if name != "xavier"}
     found = compared(runs_of(two))
     assert found.differences["verdict"].tolist() == ["undecided"]
-    assert "undecided pair by pair (5 replicates can never reach p < .05; 6 could): zeros" in " ".join(
-        found.verdict.split()
-    )
+    assert "undecided (5 replicates can never reach p < .05; 6 could): zeros" in " ".join(found.verdict.split())
 
 
 def test_more_levels_need_more_replicates_a_baseline_named_beforehand_fewer():
@@ -233,6 +234,13 @@ def test_more_levels_need_more_replicates_a_baseline_named_beforehand_fewer():
     assert "95 % sure: the best is" in said, "but which ones are not the best is known"
     with_baseline = " ".join(compared(runs_of(nine), baseline="level3").verdict.split())
     assert "over 8 comparisons; 9 could)" in with_baseline
+
+
+def test_undecided_with_enough_replicates_needs_no_reason():
+    alike = {"he": 0.9 + noise(6, scale=0.05), "xavier": 0.9 + noise(6, seed=1, scale=0.05)}
+    found = compared(runs_of(alike))
+    assert (found.differences["verdict"][0], found.differences["why"][0]) == ("undecided", "")
+    assert "undecided: " in found.verdict
 
 
 def test_the_t_test_can_decide_with_few_replicates_and_says_what_it_takes_for_granted():
@@ -443,3 +451,11 @@ def test_a_race_is_judged_by_its_own_tests():
     text, _ = judge(sweep_of(racing={"min_replicates": 3, "confidence": 0.95}), runs)
     assert "zeros: drop after 3 replicates: worse than he by 0.8" in text
     assert "risk of dropping a best one: 5 %" in text
+
+
+def test_what_an_unfinished_run_had_reached_is_no_result_of_a_race():
+    runs = runs_of({"he": [0.9, 0.91, 0.92], "xavier": [0.6, 0.61, 0.62]})
+    runs["status"] = runs["status"].astype(object)
+    runs.loc[runs["initializer"].eq("he"), "status"] = "KILLED"
+    text, _ = judge(sweep_of(racing={"min_replicates": 3}, replicates=3), runs)
+    assert "xavier: drop" not in text and "he: drop" in text

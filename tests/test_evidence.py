@@ -141,6 +141,11 @@ def test_equal_differences_have_an_interval_without_width():
     assert found.low[0] == found.high[0] == pytest.approx(0.1) and found.low[1] < found.high[1]
 
 
+@pytest.mark.parametrize(("n", "method"), [(7, "t"), (8, "BCa")])
+def test_the_bootstrap_takes_over_at_eight_values(n, method):
+    assert mean_intervals(random_differences(n)[None], confidence=0.95).method == method
+
+
 def test_one_value_has_no_interval():
     assert numpy.isnan(mean_intervals(numpy.ones((1, 1)), confidence=0.95).low[0])
 
@@ -211,6 +216,12 @@ def test_a_wild_bad_level_does_not_make_equal_ones_look_different():
         losses[:, 0] = 50 + 30 * rng.normal(size=5)
         wrong += bool((best_set(losses)[1:] <= 0.05).any())
     assert wrong <= 8  # 3 expected; the binomial chance of more than 8 is 1 %
+
+
+def test_what_is_taken_out_later_is_no_less_likely_to_be_the_best(monkeypatch):
+    steps = iter([(2, 0.4), (0, 0.1)])  # the column to take out, and the test's p
+    monkeypatch.setattr("fanin.comparison.best_set._test", lambda *_: next(steps))
+    assert best_set(numpy.zeros((5, 3))).tolist() == [0.4, 1.0, 0.4]
 
 
 def test_identical_levels_and_single_replicates_stay_in_the_best_set():

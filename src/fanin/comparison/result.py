@@ -133,11 +133,11 @@ def _sentence(row: Any, comparison: Comparison) -> str:
 def _undecided(comparison: Comparison) -> Iterator[str]:
     """One sentence for all that are undecided for the same reason."""
     table = comparison.differences
+    said = "undecided pair by pair" if len(table) > 1 else "undecided"
     for why, group in table[table["verdict"] == "undecided"].groupby("why", sort=False):
         levels = "all" if 1 < len(group) == len(table) else _names(group["level"])
-        few = (group["n"] > 0).all() and why
-        reason = f" pair by pair ({why!s}{_with_a_baseline(comparison)})" if few else f" ({why!s})" if why else ""
-        yield f"undecided{reason}: {levels}"
+        fewer = _with_a_baseline(comparison) if "never" in str(why) else ""
+        yield f"{said} ({why!s}{fewer}): {levels}" if why else f"{said}: {levels}"
 
 
 def _with_a_baseline(comparison: Comparison) -> str:
