@@ -274,9 +274,9 @@ def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device |
             options=options,
         )
     with part(config, "initializer") as (function, options):
-        bias = options.pop("bias")
+        bias = options.pop("bias", None)
         weight = initializers.bind(function, options)
-        initializers.initialize(model, weight=weight, bias=bias, streams=streams)
+        initializers.initialize(model, weight=weight, bias=bias, streams=streams, in_shape=tuple(shape))
     if not meta:
         model = model.to(device)
         models.seed_dropout(model, streams)

@@ -15,6 +15,11 @@ def accepts(function: Callable[..., Any], name: str) -> bool:
     return parameter is not None and parameter.kind in NAMED
 
 
+def asked(function: Callable[..., Any], **offered: object) -> dict[str, Any]:
+    """Those of `offered` that `function` names among its parameters."""
+    return {name: value for name, value in offered.items() if accepts(function, name)}
+
+
 def check_options(
     function: Callable[..., Any],
     options: Mapping[str, object],

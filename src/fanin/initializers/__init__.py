@@ -1,7 +1,11 @@
 """Initializers: functions of one tensor (closed_form), and what puts them to work on a model (layers).
 
 Yours needs no registration: a function `f(weight, *, generator, ...)` that fills `weight` in place, and a
-file in conf/initializer/ with `_target_: your.module.f`, its options and a `bias`.
+file in conf/initializer/ with `_target_: your.module.f`, its options and a `bias`. It is given what it names:
+
+- `generator`: the random stream of this weight;
+- `layer`: which Layer of the model it is (the first, the last, after how much dropout);
+- `bias`: the layer's bias, or None, to be filled in place, too; the file then says nothing of a `bias`.
 """
 
 from fanin.initializers.closed_form import (
@@ -19,8 +23,10 @@ from fanin.initializers.closed_form import (
     zeros,
 )
 from fanin.initializers.layers import bind, initialize
+from fanin.initializers.roles import Layer
 
 __all__ = [
+    "Layer",
     "bind",
     "constant",
     "he_normal",

@@ -12,9 +12,11 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fanin.errors import require, unknown
 from fanin.initializers.closed_form import fans, fill, require_number, symmetric_uniform
+from fanin.initializers.roles import Layer, survey
 from fanin.randomness import Streams
-from fanin.signatures import accepts, check_options, label
+from fanin.signatures import accepts, asked, check_options, label
 
+OFFERED = ("generator", "layer", "bias")  # what a function is given if it names it
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -27,62 +29,93 @@ def bind(function: Callable[..., None], options: Mapping[str, object]) -> Callab
     rule = "must take the weight, to be filled in place, as its first argument"
     require(tensor, "initializer._target_", rule, label(function))
     assert tensor
-    check_options(function, options, group="initializer", supplied=(tensor, "generator"))
+    check_options(function, options, group="initializer", supplied=(tensor, *OFFERED))
     return partial(function, **options)
 
 
-def initialize(model: nn.Module, *, weight: Callable[..., None], bias: str | float, streams: Streams) -> None:
+def initialize(
+    model: nn.Module,
+    *,
+    weight: Callable[..., None],
+    bias: str | float | None,
+    streams: Streams,
+    in_shape: tuple[int, ...] | None = None,
+) -> None:
     """Fill the weights of linear and convolutional layers by `weight` and their biases as `bias` says.
 
     `weight(tensor, generator=...)` fills a CPU tensor of shape (units out, units in, *kernel) in place, as do
-    the functions of closed_form and of torch.nn.init. `bias` is "zeros", "torch_default", which is U(-a, a)
-    with a = 1 / sqrt(fan_in), or a number. Normalisation layers become the identity: weight 1, bias 0.
-    Parameters of other layers stay as they were built.
+    the functions of closed_form and of torch.nn.init. One that names an argument `layer` is told which Layer
+    it is (that takes `in_shape`, the shape of an image); one that names `bias` fills that, too.
+
+    `bias` is "zeros", "torch_default", which is U(-a, a) with a = 1 / sqrt(fan_in), or a number; None if
+    `weight` fills it. Normalisation layers become the identity: weight 1, bias 0. Parameters of other layers
+    stay as they were built.
 
     On a model of the meta device nothing is drawn, yet every option is checked against every layer's shape.
     Raises ConfigError with the key `initializer.<option>`.
     """
-    for path, layer in model.named_modules():
-        if isinstance(layer, NORMS):
-            make_identity(layer)
-        elif isinstance(layer, nn.Linear | _ConvNd):
-            fill_weight(layer, weight, streams.generator("init", parameter_path(path, "weight")))
-            fill_bias(layer, bias, streams.generator("init", parameter_path(path, "bias")))
+    check_bias(bias, filled=accepts(weight, "bias"))
+    layers: Mapping[str, Layer] = {}
+    if accepts(weight, "layer"):
+        assert in_shape is not None, "to know the layers takes the shape of an image"
+        layers = survey(model, in_shape)
+    for path, module in model.named_modules():
+        if isinstance(module, NORMS):
+            make_identity(module)
+        elif isinstance(module, nn.Linear | _ConvNd):
+            generator = streams.generator("init", parameter_path(path, "weight"))
+            fill_layer(module, weight, generator=generator, layer=layers.get(path))
+            if module.bias is not None and bias is not None:
+                fill_bias(module, module.bias, bias, streams.generator("init", parameter_path(path, "bias")))
 
 
-def fill_weight(layer: nn.Linear | _ConvNd, weight: Callable[..., None], generator: torch.Generator) -> None:
-    values = layer.weight.detach()
-    if not values.is_meta:
-        fill(layer.weight, filled(layer, values.cpu(), weight, generator))
+def fill_layer(module: nn.Linear | _ConvNd, function: Callable[..., None], **offered: object) -> None:
+    """Let `function` fill the weight of `module`, and the bias if it asks for it."""
+    weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+    if not weight.is_meta:
+        weight, bias = weight.cpu(), None if bias is None else bias.cpu()
+        fill_blocks(module, weight, bias, function, offered)
+        fill(module.weight, weight)
+        if module.bias is not None and bias is not None:
+            fill(module.bias, bias)
         return
     try:
-        filled(layer, values, weight, generator)
+        fill_blocks(module, weight, bias, function, offered)
     except RuntimeError:  # it computes with what it draws: try it on real numbers
-        filled(layer, torch.zeros(values.shape), weight, generator)
+        weight, bias = torch.zeros(weight.shape), None if bias is None else torch.zeros(bias.shape)
+        fill_blocks(module, weight, bias, function, offered)
 
 
-def filled(
-    layer: nn.Linear | _ConvNd, values: Tensor, weight: Callable[..., None], generator: torch.Generator
-) -> Tensor:
-    """`values`, the layer's weights, after `weight` has been at work on each block."""
-    stream = {"generator": generator} if accepts(weight, "generator") else {}
-    for block in blocks(layer, values):
-        weight(block, **stream)
-    return values
+def fill_blocks(
+    module: nn.Linear | _ConvNd,
+    weight: Tensor,
+    bias: Tensor | None,
+    function: Callable[..., None],
+    offered: Mapping[str, object],
+) -> None:
+    """Call `function` on each block of `weight`, with its part of `bias`."""
+    groups = getattr(module, "groups", 1)
+    biases = [None] * groups if bias is None else bias.chunk(groups)
+    for block, part in zip(blocks(module, weight), biases, strict=True):
+        function(block, **asked(function, bias=part, **offered))
 
 
-def fill_bias(layer: nn.Linear | _ConvNd, bias: str | float, generator: torch.Generator) -> None:
-    if not isinstance(bias, str):
+def check_bias(bias: str | float | None, *, filled: bool) -> None:
+    """Raise a ConfigError unless `bias` says what the biases become, or None where the initializer fills them."""
+    if filled:
+        require(bias is None, "initializer.bias", "is set by this initializer (~initializer.bias leaves it out)", bias)
+    elif not isinstance(bias, str):
         require_number("bias", bias)
     elif bias not in ("zeros", "torch_default"):
         raise unknown("initializer.bias", bias, ["zeros", "torch_default", "any number"])
-    if layer.bias is None:
-        return
+
+
+def fill_bias(module: nn.Linear | _ConvNd, tensor: Tensor, bias: str | float, generator: torch.Generator) -> None:
     if bias == "torch_default":
-        fan_in = fans(next(blocks(layer, layer.weight))).fan_in
-        fill(layer.bias, symmetric_uniform(layer.bias, generator) / sqrt(fan_in))
+        fan_in = fans(next(blocks(module, module.weight))).fan_in
+        fill(tensor, symmetric_uniform(tensor, generator) / sqrt(fan_in))
     else:
-        nn.init.constant_(layer.bias, 0.0 if bias == "zeros" else float(bias))
+        nn.init.constant_(tensor, 0.0 if bias == "zeros" else float(bias))
 
 
 def make_identity(norm: nn.Module) -> None:
@@ -90,14 +123,14 @@ def make_identity(norm: nn.Module) -> None:
         nn.init.constant_(parameter, 0.0 if name == "bias" else 1.0)
 
 
-def blocks(layer: nn.Linear | _ConvNd, weight: Tensor) -> Iterator[Tensor]:
+def blocks(module: nn.Linear | _ConvNd, weight: Tensor) -> Iterator[Tensor]:
     """Views on `weight` of shape (units out, units in, *kernel) whose fans are the true ones.
 
     A grouped convolution is several small ones side by side, so each group is a block of its own
     (torch.nn.init counts all groups in fan_out). A transposed convolution stores its units in first.
     """
-    for block in weight.chunk(getattr(layer, "groups", 1)):
-        yield block.transpose(0, 1) if isinstance(layer, _ConvTransposeNd) else block
+    for block in weight.chunk(getattr(module, "groups", 1)):
+        yield block.transpose(0, 1) if isinstance(module, _ConvTransposeNd) else block
 
 
 def parameter_path(layer_path: str, name: str) -> str:
