@@ -1,4 +1,4 @@
-"""Initializers: functions of one tensor (closed_form), and what puts them to work on a model (layers).
+"""Initializers: functions of one tensor (closed_form, scaled, structured), put to work on a model (layers).
 
 Yours needs no registration: a function `f(weight, *, generator, ...)` that fills `weight` in place, and a
 file in conf/initializer/ with `_target_: your.module.f`, its options and a `bias`. It is given what it names:
@@ -8,22 +8,18 @@ file in conf/initializer/ with `_target_: your.module.f`, its options and a `bia
 - `bias`: the layer's bias, or None, to be filled in place, too; the file then says nothing of a `bias`.
 """
 
-from fanin.initializers.closed_form import (
-    constant,
+from fanin.initializers.closed_form import constant, normal, ones, uniform, zeros
+from fanin.initializers.layers import bind, initialize
+from fanin.initializers.roles import Layer
+from fanin.initializers.scaled import (
     he_normal,
     he_uniform,
     lecun_normal,
-    normal,
-    ones,
-    orthogonal,
     torch_default,
-    uniform,
     xavier_normal,
     xavier_uniform,
-    zeros,
 )
-from fanin.initializers.layers import bind, initialize
-from fanin.initializers.roles import Layer
+from fanin.initializers.structured import orthogonal
 
 __all__ = [
     "Layer",

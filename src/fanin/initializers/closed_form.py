@@ -1,4 +1,4 @@
-"""Closed-form initializers: weights whose scale follows from the layer's shape alone.
+"""Fixed initializers, whatever the layer's shape, and what all closed forms are made of.
 
 Each function fills `weight`, of shape (units out, units in, *kernel), in place and returns nothing. `fan_in`
 is the number of inputs of one unit (units in times the kernel's size), `fan_out` the number of units that
@@ -18,7 +18,7 @@ from math import isfinite, prod, sqrt
 import torch
 from torch import Tensor
 
-from fanin.errors import require, unknown
+from fanin.errors import require
 
 
 @dataclass(frozen=True)
@@ -61,67 +61,6 @@ def normal(weight: Tensor, *, generator: torch.Generator, mean: float, std: floa
     require_number("mean", mean)
     require_positive("std", std)
     fill(weight, mean + std * standard_normal(weight, generator))
-
-
-def xavier_uniform(weight: Tensor, *, generator: torch.Generator, gain: float) -> None:
-    """W ~ U(-a, a) with a = gain sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
-    fill(weight, sqrt(3) * xavier_std(weight, gain) * symmetric_uniform(weight, generator))
-
-
-def xavier_normal(weight: Tensor, *, generator: torch.Generator, gain: float) -> None:
-    """W ~ N(0, gain^2 2 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
-    fill(weight, xavier_std(weight, gain) * standard_normal(weight, generator))
-
-
-def he_uniform(weight: Tensor, *, generator: torch.Generator, gain: float, mode: str) -> None:
-    """W ~ U(-a, a) with a = gain sqrt(3 / fan), `mode` says which fan (He et al. 2015)."""
-    fill(weight, sqrt(3) * he_std(weight, gain, mode) * symmetric_uniform(weight, generator))
-
-
-def he_normal(weight: Tensor, *, generator: torch.Generator, gain: float, mode: str) -> None:
-    """W ~ N(0, gain^2 / fan), `mode` says which fan (He et al. 2015)."""
-    fill(weight, he_std(weight, gain, mode) * standard_normal(weight, generator))
-
-
-def lecun_normal(weight: Tensor, *, generator: torch.Generator) -> None:
-    """W ~ N(0, 1 / fan_in) (LeCun et al. 1998); what SELU's fixed point requires (Klambauer et al. 2017)."""
-    fill(weight, standard_normal(weight, generator) / sqrt(fans(weight).fan_in))
-
-
-def orthogonal(weight: Tensor, *, generator: torch.Generator, gain: float) -> None:
-    """W as a matrix (units out, fan_in) is gain times one with orthonormal rows, or columns where it is tall.
-
-    Signs that make R's diagonal positive make the Q of Z = QR uniform over all of these (Mezzadri 2007; as an
-    initializer Saxe et al. 2013).
-    """
-    require_positive("gain", gain)
-    # In float64, because the last bits of a float32 factorisation depend on the number of threads.
-    z = standard_normal(weight, generator).double().flatten(1)
-    wide = z.shape[0] < z.shape[1]
-    q, r = torch.linalg.qr(z.T if wide else z)
-    q = q * r.diagonal().sign()
-    fill(weight, gain * (q.T if wide else q).reshape(weight.shape))
-
-
-def torch_default(weight: Tensor, *, generator: torch.Generator) -> None:
-    """W ~ U(-a, a) with a = 1 / sqrt(fan_in): what torch.nn.Linear and Conv2d do when left alone.
-
-    Its variance, 1 / (3 fan_in), is the "standard" heuristic that Glorot and Bengio (2010) argue against.
-    """
-    fill(weight, symmetric_uniform(weight, generator) / sqrt(fans(weight).fan_in))
-
-
-def xavier_std(weight: Tensor, gain: float) -> float:
-    require_positive("gain", gain)
-    fan = fans(weight)
-    return gain * sqrt(2 / (fan.fan_in + fan.fan_out))
-
-
-def he_std(weight: Tensor, gain: float, mode: str) -> float:
-    require_positive("gain", gain)
-    if mode not in ("fan_in", "fan_out"):
-        raise unknown("initializer.mode", mode, ["fan_in", "fan_out"])
-    return gain / sqrt(getattr(fans(weight), mode))
 
 
 def standard_normal(weight: Tensor, generator: torch.Generator) -> Tensor:

@@ -44,7 +44,7 @@ def initialize(
     """Fill the weights of linear and convolutional layers by `weight` and their biases as `bias` says.
 
     `weight(tensor, generator=...)` fills a CPU tensor of shape (units out, units in, *kernel) in place, as do
-    the functions of closed_form and of torch.nn.init. One that names an argument `layer` is told which Layer
+    the functions of this package and of torch.nn.init. One that names an argument `layer` is told which Layer
     it is (that takes `in_shape`, the shape of an image); one that names `bias` fills that, too.
 
     `bias` is "zeros", "torch_default", which is U(-a, a) with a = 1 / sqrt(fan_in), or a number; None if
