@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy
 import pandas
@@ -15,7 +14,6 @@ from fanin.comparison import compare_runs
 from fanin.errors import ConfigError
 from fanin.shipping import sync
 from fanin.spool import Spool
-from fanin.sweep.study import Objective
 from fanin.sweep.verdicts import judge
 from fanin.tracking import Tracker
 
@@ -423,32 +421,45 @@ def test_bad_questions_are_refused_with_the_nearest_good_one(project, study, set
 # At the end of a sweep
 
 
-def sweep_of(**fields):
-    objective = Objective("test/accuracy", "maximize")
-    defaults = {"swept": ["initializer"], "replicates": 10, "racing": None, "classes": 10}
-    return SimpleNamespace(objective=objective, objectives=(objective,), **(defaults | fields))
+def judged(runs, **fields):
+    defaults = {"swept": ["initializer"], "metric": "test/accuracy", "direction": "maximize", "classes": 10}
+    return judge(runs, **(defaults | fields))
 
 
 def test_a_sweep_of_one_key_ends_with_its_verdict():
-    text, markdown = judge(sweep_of(), runs_of(three_levels()))
+    text, markdown = judged(runs_of(three_levels()))
     assert "he beats zeros by" in text and "- he beats zeros by" in markdown
     assert max(map(len, text.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("fields", [{"swept": ["initializer", "optimizer"]}, {"replicates": 1}])
-def test_other_sweeps_have_none(fields):
-    assert judge(sweep_of(**fields), runs_of(three_levels())) is None
+def test_a_grid_ends_with_a_verdict_for_each_of_its_keys():
+    values = three_levels()
+    better = {level: some + 0.01 for level, some in values.items()}
+    runs = pandas.concat([runs_of(values, optimizer="sgd"), runs_of(better, optimizer="adam")])
+    text, markdown = judged(runs, swept=["initializer", "optimizer"])
+    first, second = text.split("\n\n")
+    assert first.startswith("initializer: test/accuracy against he (paired") and "he beats zeros by" in first
+    assert second.startswith("optimizer: test/accuracy against adam (paired") and "adam beats sgd by 0.0100" in second
+    assert "initializer: test/accuracy against" in markdown and "- adam beats sgd" in markdown
+
+
+def test_without_replicates_and_without_partners_there_is_no_verdict():
+    assert judged(runs_of({"he": [0.9], "zeros": [0.1]})) is None
+    search = pandas.concat([runs_of({"he": [0.9 + i / 100] * 2}, lr=i) for i in range(30)])
+    assert judged(search, swept=["lr"]) is None
+    some = pandas.concat([runs_of({str(i): [0.9, 0.8]}, lr=i) for i in range(5)])
+    assert judged(some, swept=["initializer", "lr"]) is None
 
 
 def test_a_sweep_of_which_one_level_is_done_has_none_yet():
-    assert judge(sweep_of(), runs_of({"he": [0.9, 0.91]})) is None
+    assert judged(runs_of({"he": [0.9, 0.91]})) is None
 
 
 def test_a_race_is_judged_by_its_own_tests():
     """It added replicates because of what it saw, which a test that counts them afterwards must not do."""
     values = three_levels()
     runs = runs_of({"he": values["he"], "xavier": values["he"] - 1e-4, "zeros": values["zeros"][:3]})
-    text, _ = judge(sweep_of(racing={"min_replicates": 3, "confidence": 0.95}), runs)
+    text, _ = judged(runs, racing={"max_replicates": 10, "min_replicates": 3, "confidence": 0.95})
     assert "zeros: drop after 3 replicates: worse than he by 0.8" in text
     assert "risk of dropping a best one: 5 %" in text
 
@@ -457,5 +468,5 @@ def test_what_an_unfinished_run_had_reached_is_no_result_of_a_race():
     runs = runs_of({"he": [0.9, 0.91, 0.92], "xavier": [0.6, 0.61, 0.62]})
     runs["status"] = runs["status"].astype(object)
     runs.loc[runs["initializer"].eq("he"), "status"] = "KILLED"
-    text, _ = judge(sweep_of(racing={"min_replicates": 3}, replicates=3), runs)
+    text, _ = judged(runs, racing={"max_replicates": 3, "min_replicates": 3})
     assert "xavier: drop" not in text and "he: drop" in text

@@ -98,6 +98,8 @@ def flatten(config: Mapping, choices: Mapping) -> dict[str, str]:
 
 
 def is_noise(key: str, text: str) -> bool:
+    if key.startswith("seeds.") and text == "null":
+        return True
     return key in UNTOLD or (key.endswith("._target_") and text.startswith(OWN))
 
 

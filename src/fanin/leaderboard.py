@@ -8,6 +8,7 @@ import numpy
 import pandas
 from scipy.special import stdtrit  # scipy.stats takes three times as long to import
 
+from fanin import noise
 from fanin.errors import require, unknown
 
 CONFIDENCE = 0.95
@@ -19,7 +20,8 @@ def leaderboard(
 ) -> pandas.DataFrame:
     """One row per variant (a combination of the columns `by`), the best first.
 
-    mean, and low and high: the Student t interval over replicates (NaN with fewer than two); n: runs it is
+    mean, and low and high: the Student t interval over replicates (NaN with fewer than two; where seeds cross, see
+    fanin.noise); n: runs it is
     of; diverged: how many of them diverged; unfinished: runs left out because they were killed, failed,
     pruned or still run; seconds: mean of a run. A diverged run counts as a guess would: accuracy 1 / classes,
     loss ln(classes), and for other metrics the worst finite value of the study. It is never dropped, which
@@ -89,7 +91,7 @@ def _pruned(runs: pandas.DataFrame) -> pandas.Series:
 def _summary(group: pandas.DataFrame, metric: str) -> dict[str, float]:
     complete = group[group["complete"]]
     values = complete[metric].to_numpy(dtype=float)
-    half = half_width(values)
+    half = half_width(values) if noise.independent(complete) else noise.half_width(complete, metric)
     mean = values.mean() if len(values) else math.nan
     return {
         "mean": mean,

@@ -1,14 +1,16 @@
 """`fanin results`: a study's leaderboard from the tracking store, or every run as a table."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas
 
-from fanin import query
+from fanin import noise, query
 from fanin.errors import ConfigError
 from fanin.leaderboard import leaderboard, render
 from fanin.sweep import factors
+from fanin.sweep.verdicts import judge
 
 
 def show(study: str, *, project: Path) -> str:
@@ -17,12 +19,18 @@ def show(study: str, *, project: Path) -> str:
     table, about = query.runs(study, project=project), query.about(study, project=project)
     if table.empty:
         return f"{study}: no run is recorded yet."
-    by = [key for key in about.swept if key in table]
+    table, by = noise.pooled(table, about.swept)
     how: dict[str, Any] = {"metric": about.metric, "direction": about.direction, "classes": _classes(table)}
     head = f"{study}: {about.question}" if about.question else study
     parts = [head, render(leaderboard(table, by=by, **how))]
-    if found := factors.weigh(table, by=by, **how):
+    swept = [key for key in about.swept if key in table]
+    racing = json.loads(about.tags.get("fanin.racing", "null"))
+    if decided := judge(table, swept=swept, racing=racing, **how):
+        parts.append(decided[0])
+    if found := factors.weigh(table, by=swept if by else by, **how):
         parts.append(factors.render(found))
+    if scatter := factors.scatter(table, by=by, **how):
+        parts.append(noise.render(scatter))
     return "\n\n".join(parts)
 
 

@@ -28,7 +28,7 @@ from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import Evaluation, evaluate
 from fanin.memory import keep_freed_memory
 from fanin.provenance import versions
-from fanin.randomness import Streams
+from fanin.randomness import Streams, check_seeds
 from fanin.spool import Spool
 from fanin.stats import LAYERS, STATISTICS, LayerStats
 from fanin.train import batch_sizes, fit
@@ -227,7 +227,7 @@ class Trainer:
                 prepared = data.prepare(data.load(loader, **options), scale=options["scale"], device=device)
             self._prepared = key, prepared
         options = config["data"]
-        streams = Streams(config["seed"], config["replicate"])
+        streams = streams_of(config)
         return data.split(self._prepared[1], val=options["val"], n_train=options["n_train"], streams=streams)
 
 
@@ -237,7 +237,7 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
     Raises ConfigError for whatever does not fit together.
     """
     check_numbers(config)
-    streams = Streams(config["seed"], config["replicate"])
+    streams = streams_of(config)
     regularizer = regularizers.build(**config["regularization"])
     model = build_model(config, shape=shape, device=device, streams=streams)
     weight_decay = config["regularization"]["weight_decay"]
@@ -256,6 +256,10 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
     with part(config, "scheduler") as (factory, options):
         schedule = schedulers.build(factory, optimizer, epochs=config["epochs"], steps_per_epoch=steps, **options)
     return Parts(model, optimizer, schedule, regularizer, streams)
+
+
+def streams_of(config: Mapping[str, Any]) -> Streams:
+    return Streams(config["seed"], config["replicate"], config["seeds"])
 
 
 def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams) -> nn.Module:
@@ -291,6 +295,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
         value = config[key]
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
         require(whole, key, f"must be a whole number >= {least}", value)
+    check_seeds(config["seeds"])
     for key, options in {"stats": ("standard", "off"), "test_weights": ("last", "best")}.items():
         if config[key] not in options:
             raise unknown(key, config[key], options)
@@ -369,7 +374,7 @@ def resume(path: Path, parts: Parts) -> Progress:
 def load_model(folder: Path, weights: str = "best") -> nn.Module:
     """The trained model of a run's artifacts folder (config.yaml, best.pt, last.pt), in eval mode, on the CPU."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    streams = Streams(config["seed"], config["replicate"])
+    streams = streams_of(config)
     config["hardware"]["compile"] = "none"
     model = build_model(config, shape=config["data"]["shape"], device="cpu", streams=streams)
     model.load_state_dict(torch.load(folder / f"{weights}.pt", map_location="cpu", weights_only=True))

@@ -14,6 +14,7 @@ from fanin import points, spool, view
 from fanin.description import Description, clean_tags, describe_run, describe_study, swept_values
 from fanin.folders import Folder, Shipped, remembered
 from fanin.lock import exclusive
+from fanin.noise import factors_of
 from fanin.spool import Digest, Record, Spool, SpoolBusy
 from fanin.tracking import TrackedRun, Tracker, TrackingDown, TrackingForgot, TrackingRefused
 
@@ -112,12 +113,15 @@ def _arrange(study: Folder, tracker: Tracker) -> None:
     """The study's page in MLflow: anew whenever it starts or ends, for it may have more variants then."""
     spec, variants = study.spec(), study.variants()
     first = [runs[0] for runs in variants.values() if (runs[0].path / "run.json").exists()]
+    swept = factors_of(spec["swept"]) or spec["swept"]
     page = view.arrange(
-        spec["swept"],
+        swept,
         metric=spec["metric"],
         direction=spec["direction"],
-        replicated=spec.get("replicates", 1) > 1 or any(len(runs) > 1 for runs in variants.values()),
-        variants=[swept_values(run.spec(), spec["swept"]) for run in first] if len(first) <= FOLDED else (),
+        replicated=spec.get("replicates", 1) > 1
+        or len(swept) < len(spec["swept"])
+        or any(len(runs) > 1 for runs in variants.values()),
+        variants=[swept_values(run.spec(), swept) for run in first] if len(first) <= FOLDED else (),
     )
     tracker.arrange(spec["study"], page, question=spec["question"])
 

@@ -14,6 +14,7 @@ from fanin.comparison.core import compare_runs
 from fanin.comparison.result import Comparison
 from fanin.errors import ConfigError, unknown
 from fanin.leaderboard import CONFIDENCE
+from fanin.noise import factors_of
 
 __all__ = ["Comparison", "compare", "compare_runs"]
 
@@ -41,14 +42,15 @@ def compare(
     replicates); test: permutation (signs flipped) or wilcoxon, which are exact, or t; margin: the difference
     nobody would act on, for claims of equivalence (accuracy: 0.002).
 
-    Levels are paired by replicate, within equal values of the other swept keys. Diverged runs count as a
+    Levels are paired by replicate, within equal values of the other swept keys. Seeds that were varied count as
+    replicates if they walk in step, and are averaged over if they cross. Diverged runs count as a
     guess; unfinished ones are left out. Raises ConfigError for an unknown study, column or level.
     """
     about = query.about(study, project=project, uri=uri)
     runs = query.runs(study, where=where, project=project, uri=uri)
     if runs.empty:
         raise ConfigError(f"{study}: no run " + (f"has {dict(where)}" if where else "is recorded yet"))
-    by = by or _only(about.swept)
+    by = by or _only(factors_of(about.swept))
     metric = metric or about.metric
     if by not in runs:
         raise unknown("by", by, {*about.swept, *_varying(runs)})
@@ -69,7 +71,7 @@ def compare(
     )
 
 
-def _only(swept: tuple[str, ...]) -> str:
+def _only(swept: list[str]) -> str:
     if len(swept) != 1:
         raise ConfigError(f"by: name one of the keys that were swept: {', '.join(swept) or 'none was'}")
     return swept[0]

@@ -4,6 +4,7 @@ from collections.abc import Hashable, Sequence
 
 import pandas
 
+from fanin import noise
 from fanin.comparison.contrasts import Rules, against, contrasts, ranked_pairs
 from fanin.comparison.evidence import TESTS
 from fanin.comparison.levels import best_of, describe
@@ -41,6 +42,8 @@ def compare_runs(
     for column in (by, metric, *within):
         if column not in runs:
             raise unknown("column", column, runs.columns)
+    if noise.independent(runs):
+        runs, within = noise.repetitions(runs), noise.factors_of(within)
     runs = counted(runs, metric=metric, direction=direction, classes=classes)
     if not runs.loc[runs["complete"], metric].notna().any():
         raise ConfigError(f"{metric}: no finished run has recorded it")

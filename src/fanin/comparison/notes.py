@@ -7,6 +7,7 @@ import pandas
 from fanin.comparison.contrasts import Rules
 from fanin.comparison.pairing import Scores
 from fanin.comparison.words import name
+from fanin.noise import is_seed
 
 
 def remark(
@@ -22,6 +23,8 @@ def remark(
     if scores.within:
         keys = ", ".join(f"{key} ({runs[key].nunique(dropna=False)} values)" for key in scores.within)
         yield f"Paired within equal values of {keys}, and averaged over them; a replicate counts once."
+        if any(map(is_seed, scores.within)):
+            yield "Seeds that cross make no independent repetitions: only replicates, or seeds that walk in step, do."
         yield from _changes_of_the_best(scores, rules.sign)
     for key in within:
         if key not in scores.within and runs[key].nunique(dropna=False) > 1:

@@ -73,13 +73,18 @@ class Comparison:
     def verdict(self) -> str:
         """The sentences for a terminal."""
         head, *lines = self.sentences
-        return "\n".join([wrap(head), *(wrap(line, "  ") for line in lines)])
+        return "\n".join([wrap(f"{self._key}{head}"), *(wrap(line, "  ") for line in lines)])
 
     @property
     def markdown(self) -> str:
         """The sentences as a list."""
         head, *lines = (line.replace("|", "\\|").replace("<", "&lt;") for line in self.sentences)
-        return "\n".join([head, "", *(f"- {line}" for line in lines)])
+        return "\n".join([f"{self._key}{head}", "", *(f"- {line}" for line in lines)])
+
+    @property
+    def _key(self) -> str:
+        """Which key this is about, where there are others."""
+        return f"{self.by}: " if self.within else ""
 
     def __str__(self) -> str:
         """All of it: the levels, the sentences, what matters, the notes."""

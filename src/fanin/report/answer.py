@@ -2,23 +2,21 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from html import escape
 
 import pandas
 
 from fanin import leaderboard
-from fanin.comparison.core import compare_runs
+from fanin.comparison.every import compare_every
 from fanin.comparison.result import Comparison
 from fanin.comparison.words import name, number, probability
-from fanin.errors import ConfigError
 from fanin.report import tables
 from fanin.report.figures import texts, title
 from fanin.report.material import Material
 
 RACED = re.compile(r"^(The race for .*:)\n\n((?:- .*\n?)+)", flags=re.MULTILINE)
 FENCED = re.compile(r"^```\n(.*?)\n```", flags=re.MULTILINE | re.DOTALL)
-MOST_LEVELS = 24  # of a key that is compared: each with each
 HEAD = ["", "difference", "95 % interval", "p (Holm)", "P(better)", "pairs", "verdict"]
 
 
@@ -57,27 +55,15 @@ def unfinished(material: Material) -> str:
 def comparisons(material: Material) -> list[Comparison]:
     """One for each swept key of a grid that has replicates; none of a race, whose replicates depend on what
     was seen, so that only its own tests hold."""
-    levels = {key: material.runs[key].nunique() for key in material.about.swept if key in material.runs}
-    if "fanin.racing" in material.about.tags or max(levels.values(), default=0) > MOST_LEVELS:
+    if "fanin.racing" in material.about.tags:
         return []
-    return list(_compared(material, [key for key, count in levels.items() if count > 1]))
-
-
-def _compared(material: Material, keys: list[str]) -> Iterator[Comparison]:
-    if material.board["n"].max() < 2:
-        return
-    for key in keys:
-        try:
-            yield compare_runs(
-                material.runs,
-                by=key,
-                metric=material.about.metric,
-                direction=material.about.direction,
-                within=[other for other in keys if other != key],
-                classes=material.classes,
-            )
-        except ConfigError:  # fewer than two of its values have finished runs
-            continue
+    return compare_every(
+        material.runs,
+        swept=material.about.swept,
+        metric=material.about.metric,
+        direction=material.about.direction,
+        classes=material.classes,
+    )
 
 
 def leader(material: Material, found: list[Comparison]) -> str:

@@ -10,8 +10,9 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from fanin import query
 from fanin.leaderboard import counted, leaderboard
+from fanin.noise import Noise, pooled
 from fanin.query import About
-from fanin.sweep.factors import Factors, weigh
+from fanin.sweep.factors import Factors, scatter, weigh
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,14 @@ class Material:
     curves: pandas.DataFrame
     layers: pandas.DataFrame
     factors: Factors | None
+    noise: Noise | None = None
 
 
 def gather(study: str, *, project: Path) -> Material:
     """Read a study in four queries. Raises ConfigError with the nearest names for one that does not exist."""
     about, runs = query.about(study, project=project), query.runs(study, project=project)
-    by = tuple(key for key in about.swept if key in runs) or ("variant",)
+    runs, factors = pooled(runs, about.swept)
+    by = tuple(factors) or ("variant",)
     classes = _classes(runs)
     if runs.empty:
         return Material(study, about, by, classes, runs, runs, runs, runs, None)
@@ -44,7 +47,9 @@ def gather(study: str, *, project: Path) -> Material:
     board = leaderboard(runs, by=by, **how)
     if about.metric not in runs:
         runs = runs.assign(**{about.metric: float("nan")})
-    factors = weigh(runs, by=by, **how)
+    swept = [key for key in about.swept if key in runs]
+    shares = weigh(runs, by=swept, **how) if factors else None
+    spread = scatter(runs, by=factors, **how)
     runs = counted(runs, **how).assign(place=_places(runs, board, by))
     places = runs.set_index("run_id")["place"]
     curves = query.curves(study, _measured(runs), project=project)
@@ -52,7 +57,7 @@ def gather(study: str, *, project: Path) -> Material:
     # runs that were recorded since the first query are left out
     curves, layers = (table[table["run_id"].isin(places.index)] for table in (curves, layers))
     curves, layers = (table.assign(place=table["run_id"].map(places)) for table in (curves, layers))
-    return Material(study, about, by, classes, runs, board, curves, layers, factors)
+    return Material(study, about, by, classes, runs, board, curves, layers, shares, spread)
 
 
 def _classes(runs: pandas.DataFrame) -> int:

@@ -61,6 +61,8 @@ def _runs(material: Material) -> list[str]:
     parts = []
     if material.factors:
         parts.append(section("importance", "Which factor matters", tables.importance(material.factors)))
+    if material.noise:
+        parts.append(section("noise", "Where the noise comes from", tables.scatter(material.noise)))
     parts.append(section("ended", "Pruned, failed and diverged runs", tables.ended(material)))
     if found := tables.diagnoses(material):
         parts.append(section("diagnosis", "Diagnosis", found))

@@ -7,6 +7,7 @@ from html import escape
 import pandas
 
 from fanin import leaderboard
+from fanin.noise import Noise
 from fanin.query import OF_A_RUN
 from fanin.report.figures import name, title
 from fanin.report.material import Material
@@ -119,6 +120,22 @@ def importance(factors: Factors) -> str:
     note = f"<p>{escape(factors.note)}</p>" if factors.note else ""
     what = f"<p>{escape(factors.what[:1].upper() + factors.what[1:])}.</p>"
     return f'{what}<div class="wide"><table class="importance">{head}{"".join(rows)}</table></div>{note}'
+
+
+def scatter(noise: Noise) -> str:
+    """The share of each source of noise, with its interval as a bar."""
+    rows = []
+    for source, sd, share, low, high in noise.table.itertuples(index=False):
+        known = not pandas.isna(low)
+        bar = f'<span class="span" style="margin-left: {low:.1%}; width: {high - low:.1%}"></span>' if known else ""
+        bar += f'<span class="bar" style="width: {share:.1%}"></span>' if known else ""
+        said = f"{low:.0%} to {high:.0%}" if known else ""
+        cells = f'<td class="bars">{bar}</td><td class="number">{share:.0%}</td><td class="number soft">{said}</td>'
+        rows.append(f'<tr><th>{escape(source)}</th>{cells}<td class="number">{sd:.2g}</td></tr>')
+    names = ["", "", "share of variance", "95 % interval", "sd"]
+    head = f"<tr>{''.join(f'<th class=number>{text}</th>' for text in names)}</tr>"
+    shown = f'<div class="wide"><table class="importance">{head}{"".join(rows)}</table></div>'
+    return f"<p>{escape(noise.what)}. {escape(noise.note)}</p>{shown}"
 
 
 def swept(material: Material) -> str:

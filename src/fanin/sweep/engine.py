@@ -194,7 +194,7 @@ def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -
         "fanin.git": git_commit(project),
         "fanin.command": CREDENTIALS.sub("//", command),
         "fanin.versions": json.dumps(versions()),
-        "fanin.racing": json.dumps(dict(study.racing)) if study.racing else None,
+        "fanin.racing": json.dumps(study.race) if study.race else None,
     }
     declare_study(
         project,

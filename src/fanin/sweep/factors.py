@@ -14,6 +14,7 @@ import pandas as pd
 
 from fanin.errors import ConfigError
 from fanin.leaderboard import counted
+from fanin.noise import Noise, split
 from fanin.sweep.importance import ped_anova, ped_anova_of
 from fanin.variance import anova
 
@@ -72,6 +73,14 @@ def weigh(
     whole = len(complete) == len(runs)
     exact = _exact(complete, by=varying, metric=metric) if whole and search is None else None
     return exact or _searched(complete, by=varying, metric=metric, direction=direction, search=search)
+
+
+def scatter(runs: pd.DataFrame, *, by: Sequence[str], metric: str, direction: str, classes: int = 2) -> Noise | None:
+    """Where the noise between the runs comes from, within equal values of `by`, if their seeds cross."""
+    if metric not in runs:
+        return None
+    runs = counted(runs, metric=metric, direction=direction, classes=classes)
+    return split(runs[runs["complete"]], by=by, metric=metric)
 
 
 def _exact(runs: pd.DataFrame, *, by: Sequence[str], metric: str) -> Factors | None:

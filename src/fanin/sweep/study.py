@@ -81,6 +81,11 @@ class Study:
         return [key.lstrip("+") for axis in self.space.axes for key in axis.keys]
 
     @property
+    def race(self) -> dict[str, Any] | None:
+        """All that decides how the study's race goes; None if it is none."""
+        return {"max_replicates": self.replicates, **self.racing} if self.racing else None
+
+    @property
     def flags(self) -> tuple[str, str]:
         """What the user writes to extend the study, and to start it over."""
         if self.own:
@@ -193,6 +198,10 @@ def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(rule, set):
             value = {k: v for k, v in value.items() if k in rule}
+        if key == "seeds":  # those that are the replicate's anyway change nothing
+            value = {k: v for k, v in value.items() if v is not None}
+            if not value:
+                continue
         if key == "data":
             value = {k: v for k, v in value.items() if k not in WHERE_DATA_LIE}
         kept[key] = value

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas
 
+from fanin import noise
 from fanin.leaderboard import leaderboard, render, render_markdown
 from fanin.sweep import factors
 from fanin.sweep.folder import Outcome
@@ -54,18 +55,23 @@ def summarise(study: Study, planned: Iterable[Planned], tally: Tally, *, search:
         nothing = "No run has ended yet."
         return Answer(f"\n{head}\n\n{nothing}\n{tail}", f"## {head}\n\n{nothing}\n\n{tail}")
     metric, direction, classes = study.objective.metric, study.objective.direction, study.classes or 2
-    by = [column for column in table.columns if column in study.swept]
+    table, by = noise.pooled(table, study.swept)
     board = leaderboard(table, metric=metric, direction=direction, by=by, classes=classes)
     board.attrs["replicable"] = study.own  # a foreign program takes no seed from us
     best = _front(study, search) if search and len(study.objectives) > 1 else _best(study, planned)
-    found = factors.weigh(table, by=by, metric=metric, direction=direction, classes=classes, search=search)
+    how: Mapping[str, Any] = {"metric": metric, "direction": direction, "classes": classes}
+    found = factors.weigh(table, by=study.swept if by else by, search=search, **how)
+    scatter = factors.scatter(table, by=by, **how)
     parts = [(render(board), render_markdown(board))]
-    if decided := judge(study, table):
+    decided = judge(table, swept=study.swept, racing=study.race, **how) if len(study.objectives) == 1 else None
+    if decided:
         parts.append(decided)
     if shown := _shown(study, best):
         parts.append((shown, f"```\n{shown}\n```"))
     if found:
         parts.append((factors.render(found), factors.render_markdown(found)))
+    if scatter:
+        parts.append((noise.render(scatter), noise.render_markdown(scatter)))
     text, markdown = ("\n\n".join(pieces) for pieces in zip(*parts, strict=True))
     return Answer(f"\n{head}\n\n{text}\n\n{tail}", f"## {head}\n\n{markdown}\n\n{tail}", best)
 
