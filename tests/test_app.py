@@ -212,7 +212,24 @@ CONTRADICTIONS = {
     "small batches in rprop": (["train", "optimizer=rprop", "optimizer.batch=mini"], ["set it to full"]),
     "weight decay in lbfgs": (
         ["train", "optimizer=lbfgs", "regularization=weight_decay"],
-        ["regularization.weight_decay: LBFGS has no weight decay"],
+        ["regularization.weight_decay: must be 0, for lbfgs", "regularization=l2"],
+    ),
+    "an optimizer's own weight decay": (
+        ["train", "+optimizer.weight_decay=0.1"],
+        ["optimizer.weight_decay: is set for every optimizer by regularization.weight_decay", "regularization.l2"],
+    ),
+    "two decays": (["train", "regularization=[l2,weight_decay]"], ["l2 and weight_decay are two forms of one thing"]),
+    "shifted out of sight": (
+        ["train", "data=digits", "regularization=shift", "regularization.shift=8"],
+        ["regularization.shift: must leave something of images of 8x8, got 8"],
+    ),
+    "groups that do not divide the units": (
+        ["train", "regularization=groupnorm", "regularization.groups=3"],
+        ["regularization.groups: must divide the 256 units", "got 3"],
+    ),
+    "stochastic depth without branches": (
+        ["train", "regularization=stochastic_depth"],
+        ["regularization.stochastic_depth", "Mlp has no place", "resmlp"],
     ),
     "sparse adam": (["train", "optimizer=sparse_adam"], ["sparse gradients", "take adam"]),
     "tf32 on a cpu": (["train", "hardware=cpu", "hardware.precision=tf32"], ["tf32 exists on cuda only"]),

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fanin import initializers, models, vision
 from fanin.errors import ConfigError
 from fanin.models.activation import ACTIVATIONS, activation
-from fanin.models.dropout import Dropout
+from fanin.models.dropout import Dropout, StochasticDepth
+from fanin.models.norm import NoisyBatchNorm1d, NoisyBatchNorm2d, disturb
 from fanin.randomness import Streams
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -28,11 +29,16 @@ def options_of(group: str, name: str) -> dict:
     return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
 
 
+LAYERS = ("groups", "norm_noise", "stochastic_depth")  # what regularization asks a model for, besides norm and dropout
+
+
 def build(choice: str, *, shape=MNIST, classes=10, norm="none", dropout=0.0, **changes) -> nn.Module:
     """The model of conf/model/<choice>.yaml with some options changed."""
+    layers = {name: changes.pop(name) for name in LAYERS if name in changes}
     options = options_of("model", choice) | changes
     factory = resolve_name(options.pop("_target_"))
-    return models.build(factory, in_shape=shape, classes=classes, norm=norm, dropout=dropout, options=options)
+    settings = dict(in_shape=shape, classes=classes, norm=norm, dropout=dropout, **layers)
+    return models.build(factory, options=options, **settings)
 
 
 def build_own(factory, *, norm="none", dropout=0.0, make=models.build, **options) -> nn.Module:
@@ -134,13 +140,91 @@ def test_every_activation_is_used_by_every_model_of_ours(name, chosen):
 
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize(
-    "norm, kinds", [("batch", (nn.BatchNorm1d, nn.BatchNorm2d)), ("layer", (nn.LayerNorm, nn.GroupNorm))]
+    "norm, kinds",
+    [
+        ("batch", (nn.BatchNorm1d, nn.BatchNorm2d)),
+        ("noisy_batch", (NoisyBatchNorm1d, NoisyBatchNorm2d)),
+        ("layer", (nn.LayerNorm, nn.GroupNorm)),
+        ("group", nn.GroupNorm),
+    ],
 )
 def test_norm_and_dropout_go_into_every_hidden_layer_of_ours(name, norm, kinds):
     model = build(name, norm=norm, dropout=0.25)
     hidden = len(model.layers) - 1
     assert [isinstance(module, kinds) for module in model.norms] == [True] * hidden
     assert [module.p for module in model.dropouts] == [0.25] * hidden
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_group_norm_normalises_each_image_within_each_group_of_units(name):
+    model, pairs = build(name, norm="group", groups=4), []
+    for norm in model.norms:
+        norm.register_forward_hook(lambda _, inputs, output: pairs.append((*inputs, output)))
+    model(images())
+    assert len(pairs) == len(model.layers) - 1
+    for before, after in pairs:
+        grouped = before.reshape(8, 4, -1)
+        expected = F.layer_norm(grouped, grouped.shape[2:]).reshape(before.shape)
+        torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [3, 0, 2.0])
+def test_groups_that_do_not_divide_the_units_are_refused(groups):
+    with pytest.raises(ConfigError, match=f"regularization.groups: must divide the 16 units .* got {groups}"):
+        build("cnn", norm="group", groups=groups)
+
+
+def test_noisy_batch_norm_is_batch_norm_in_evaluation_and_without_noise():
+    plain, noisy = nn.BatchNorm2d(6), NoisyBatchNorm2d(6, noise=1.0)
+    x = images(shape=(6, 5, 5))
+    for module in (plain, noisy):
+        module.train()(2 * x)
+    assert torch.equal(plain.eval()(x), noisy.eval()(x))
+    assert torch.equal(plain.train()(x), NoisyBatchNorm2d(6, noise=0.0)(x))
+
+
+def test_the_noise_of_noisy_batch_norm_has_the_moments_of_its_definition():
+    """y = s x + m at x = 0 and x = 1: unit j has E m = mu_j ~ U(-.5, .5), E s = sigma_j ~ U(1, 1.25)."""
+    zeros, ones = (
+        disturb(torch.full((4000, 200), value), strength=1.0, generator=torch.Generator().manual_seed(3)).double()
+        for value in (0.0, 1.0)
+    )
+    mean, scale = zeros.mean(0), (ones - zeros).mean(0)  # equal draws: the difference is s
+    assert mean.abs().max() < 0.52 and 0.98 < scale.min() and scale.max() < 1.27
+    assert abs(mean.mean()) < 5 * math.sqrt(1 / 12 / 200)
+    assert mean.var().item() == pytest.approx(1 / 12, rel=0.35)
+    assert scale.mean().item() == pytest.approx(1.125, abs=5 * 0.25 / math.sqrt(12 * 200))
+    torch.testing.assert_close(zeros.std(0), torch.full((200,), 0.2 / math.sqrt(12)).double(), rtol=0.08, atol=0)
+    torch.testing.assert_close((ones - zeros).std(0), torch.full((200,), 0.1).double(), rtol=0.08, atol=0)
+
+
+def test_the_noise_of_a_norm_has_streams_of_its_own_and_leaves_those_of_dropout_alone():
+    def masks(**settings) -> list[Tensor]:
+        model = build("mlp", dropout=0.5, **settings)
+        models.seed_noise(model, STREAMS)
+        model(images())
+        return [dropout(torch.ones(8, 256)) for dropout in model.dropouts]
+
+    noisy = masks(norm="noisy_batch", norm_noise=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(masks(norm="batch"), noisy, strict=True))
+    model = build("mlp", norm="noisy_batch", norm_noise=1.0)
+    models.seed_noise(model, STREAMS)
+    before = torch.random.get_rng_state()
+    first = model(images())
+    assert sorted(models.noise_state(model)) == ["dropouts.0", "dropouts.1", "norms.0", "norms.1"]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    models.seed_noise(model, STREAMS)
+    assert torch.equal(model(images()), first)
+
+
+def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
+    module = StochasticDepth(0.3)
+    models.seed_noise(module, STREAMS)
+    dropped = module(torch.ones(20_000, 3, 2, 2)).flatten(1)
+    assert torch.equal(dropped.amin(1), dropped.amax(1))
+    torch.testing.assert_close(dropped.unique(), torch.tensor([0, 1 / 0.7]))
+    assert (dropped[:, 0] == 0).double().mean().item() == pytest.approx(0.3, abs=5 * math.sqrt(0.21 / 20_000))
+    assert torch.equal(module.eval()(images()), images())
 
 
 def test_the_norm_of_cnn_small_yields_to_that_of_regularization_and_to_model_norm():
@@ -186,7 +270,7 @@ def test_an_unknown_activation_is_refused(name, hint):
 
 def seeded(p: float, *, seed: int = 0, replicate: int = 0) -> Dropout:
     module = Dropout(p)
-    models.seed_dropout(module, Streams(seed, replicate))
+    models.seed_noise(module, Streams(seed, replicate))
     return module
 
 
@@ -223,7 +307,7 @@ def test_dropout_keeps_the_type_of_its_input():
 
 def test_masks_depend_on_seed_replicate_and_path_and_on_nothing_else():
     def masks(model: nn.Module, streams: Streams, *, disturb: int = 0) -> list[Tensor]:
-        models.seed_dropout(model, streams)
+        models.seed_noise(model, streams)
         torch.rand(disturb)
         return [dropout(torch.ones(64, 256)) for dropout in model.dropouts]
 
@@ -245,16 +329,16 @@ def test_dropout_neither_uses_nor_moves_the_global_random_stream():
 def test_the_streams_of_dropout_continue_where_their_state_was_taken():
     model, other = build("mlp", dropout=0.5), build("mlp", dropout=0.5)
     other.load_state_dict(model.state_dict())
-    models.seed_dropout(model, STREAMS)
-    models.seed_dropout(other, STREAMS)
+    models.seed_noise(model, STREAMS)
+    models.seed_noise(other, STREAMS)
     model(images())
-    state = models.dropout_state(model)
+    state = models.noise_state(model)
     assert sorted(state) == ["dropouts.0", "dropouts.1"]
     expected = model(images())
     for _ in range(3):
         other(images())
     assert not torch.equal(other(images()), expected)
-    models.load_dropout_state(other, state)
+    models.load_noise_state(other, state)
     assert torch.equal(other(images()), expected)
 
 

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 from torch.optim import lr_scheduler
 
-from fanin import optimizers, schedulers
+from fanin import optimizers, regularizers, schedulers
 from fanin.errors import ConfigError
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -58,29 +58,68 @@ def test_every_optimizer_builds_on_the_meta_device_where_configurations_are_chec
     assert build(name, model).param_groups
 
 
-@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - DECAYLESS))
-def test_weight_decay_shrinks_weights_and_spares_biases_and_norm_scales(name: str) -> None:
+def descend(name: str, *, decayed: float) -> nn.Sequential:
+    """Three steps of training by `name` with weight decay."""
     model = make_model()
-    optimizer = build(name, model, weight_decay=0.25, **({"momentum": 0.0} if name == "momentum" else {}))
+    optimizer = build(name, model, weight_decay=decayed)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 5) * torch.tensor([[1.0], [2.0]])).square().sum()
+        loss.backward()
+        regularizers.decay(optimizer)
+        return loss
+
+    for _ in range(3):
+        optimizer.step(closure)
+    return model
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - DECAYLESS))
+def test_weight_decay_shrinks_weights_by_lr_times_decay_and_spares_biases_and_norm_scales(name: str) -> None:
+    model = make_model()
+    optimizer = build(name, model, weight_decay=0.25)
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    regularizers.decay(optimizer)
     for key, parameter in model.named_parameters():
-        if parameter.ndim > 1:
-            assert parameter.norm() < before[key].norm(), key
-        elif name != "asgd":  # asgd has a decay of its own, lambd, which knows no groups
-            assert torch.equal(parameter, before[key]), key
+        shrunk = before[key] * (1 - optimizer.param_groups[0]["lr"] * 0.25)
+        assert torch.equal(parameter, shrunk if parameter.ndim > 1 else before[key]), key
 
 
-def test_sgd_decay_is_l2_and_adamw_decay_is_decoupled() -> None:
-    for name, expected in (("sgd", 1 - 0.1 * 0.5), ("adamw", 1 - 0.001 * 0.5)):
-        model = nn.Linear(3, 2, bias=False)
-        optimizer = build(name, model, weight_decay=0.5)
-        before = model.weight.detach().clone()
-        model.weight.grad = torch.zeros_like(model.weight)
+def test_weight_decay_with_adam_is_torchs_adamw_to_the_last_bit() -> None:
+    reference = make_model()
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=0.001, weight_decay=0.3, fused=True)
+    optimizer.param_groups[0]["params"] = [p for p in reference.parameters() if p.ndim > 1]
+    optimizer.add_param_group({"params": [p for p in reference.parameters() if p.ndim == 1], "weight_decay": 0.0})
+    for _ in range(3):
+        optimizer.zero_grad()
+        reference(torch.ones(2, 5) * torch.tensor([[1.0], [2.0]])).square().sum().backward()
         optimizer.step()
-        torch.testing.assert_close(model.weight.detach(), before * expected)
+    for name in ("adam", "adamw"):
+        model = descend(name, decayed=0.3)
+        for key, parameter in model.named_parameters():
+            assert torch.equal(parameter, dict(reference.named_parameters())[key]), (name, key)
+
+
+def test_weight_decay_is_l2_for_plain_sgd_and_no_l2_for_momentum() -> None:
+    """The two coincide where a step is the gradient's, and only there (Loshchilov & Hutter 2019, prop. 1 and 2)."""
+
+    def weights(model: nn.Sequential) -> torch.Tensor:
+        return torch.cat([layer.weight.detach().flatten() for layer in (model[0], model[3])])
+
+    def coupled(name: str) -> torch.Tensor:
+        model = make_model()
+        optimizer = build(name, model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(2, 5) * torch.tensor([[1.0], [2.0]])).square().sum().backward()
+            regularizers.add_l2(regularizers.weights(model.parameters()), strength=0.3)
+            optimizer.step()
+        return weights(model)
+
+    torch.testing.assert_close(weights(descend("sgd", decayed=0.3)), coupled("sgd"), rtol=1e-5, atol=1e-6)
+    for name in ("momentum", "adam"):
+        assert (weights(descend(name, decayed=0.3)) - coupled(name)).abs().max() > 1e-4
 
 
 def test_adamw_without_weight_decay_is_adam() -> None:
@@ -121,8 +160,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("nesterov", {"momentum": 0.0}, "optimizer: SGD refuses its settings: Nesterov"),
     ("adam", {"batch": "half"}, "optimizer.batch: 'half' is not one of"),
     ("rprop", {"batch": "mini"}, "optimizer.batch: .*full"),
-    ("rprop", {"weight_decay": 0.1}, "regularization.weight_decay: Rprop has no weight decay"),
-    ("lbfgs", {"weight_decay": 0.1}, "regularization.weight_decay: LBFGS has no weight decay"),
+    ("rprop", {"weight_decay": 0.1}, "regularization.weight_decay: must be 0, for rprop's steps .* regularization=l2"),
+    ("lbfgs", {"weight_decay": 0.1}, "regularization.weight_decay: must be 0, for lbfgs takes .* regularization=l2"),
     ("lbfgs", {"line_search_fn": "armijo"}, "optimizer.line_search_fn: must be null or strong_wolfe"),
     ("lbfgs", {"max_iter": 2.5}, "optimizer.max_iter: must be a whole number"),
     ("sparse_adam", {}, "sparse_adam cannot train here: .*sparse gradients"),

@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from fanin import regularizers
+from fanin.augmentation import Mixture
 from fanin.data import Split
 from fanin.errors import ConfigError
 from fanin.randomness import Streams
@@ -67,11 +68,39 @@ def test_l1_adds_the_sign_of_each_weight_to_its_gradient_and_nothing_to_biases()
     assert more.item() == pytest.approx(loss.item() + 0.01 * total, rel=1e-6)
 
 
+def test_l2_adds_each_weight_to_its_gradient_and_half_its_square_to_the_loss_and_spares_biases() -> None:
+    plain, penalised = make_model(), make_model()
+    penalised.append(nn.Linear(3, 3, bias=False)), plain.append(nn.Identity())
+    penalised[4].forward = lambda x: x  # a layer that is not used decays, too
+    loss, more = make_objective(plain)(), make_objective(penalised, l2=0.5)()
+    total = 0.0
+    for (name, other), one in zip(penalised.named_parameters(), [*plain.parameters(), None], strict=True):
+        gradient = one.grad if one is not None else torch.zeros(3, 3)
+        torch.testing.assert_close(other.grad, gradient + (0.5 * other.detach() if other.ndim > 1 else 0), msg=name)
+        total += other.detach().square().sum().item() if other.ndim > 1 else 0.0
+    assert more.item() == pytest.approx(loss.item() + 0.25 * total, rel=1e-6)
+
+
+def test_mixup_weighs_the_two_labels_like_the_two_images() -> None:
+    objective = make_objective(make_model(), label_smoothing=0.2)
+    objective.augment = lambda images: (images, Mixture(0.75, torch.arange(8).roll(1)))
+    objective.turn_to(torch.arange(8))
+    loss = objective()
+    images, labels, others = objective.chunks[0]
+    assert torch.equal(others, labels.roll(1))
+    logits = make_model()(images).detach()
+    target = 0.75 * F.one_hot(labels, 3) + 0.25 * F.one_hot(others, 3)
+    plain = -(target * logits.log_softmax(1)).sum(1).mean()
+    smooth = -((0.8 * target + 0.2 / 3) * logits.log_softmax(1)).sum(1).mean()
+    assert loss.item() == pytest.approx(smooth.item(), rel=1e-6)
+    assert objective.loss.item() == pytest.approx(plain.item(), rel=1e-6)
+
+
 def test_label_smoothing_is_cross_entropy_against_softened_labels() -> None:
     model = make_model()
     objective = make_objective(model, label_smoothing=0.3)
     loss = objective()
-    images, labels = objective.chunks[0]
+    images, labels, _ = objective.chunks[0]
     logits = make_model()(images).detach()
     soft = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
     expected = -(soft * logits.log_softmax(1)).sum(1).mean()
@@ -120,6 +149,17 @@ def test_gradient_clipping_bounds_the_global_norm_and_keeps_the_direction() -> N
         ({"label_smoothing": 1}, "regularization.label_smoothing"),
         ({"max_norm": 0}, "regularization.max_norm: must be a finite number > 0, or null"),
         ({"gradient_clipping": -1.0}, "regularization.gradient_clipping"),
+        ({"groups": 0}, "regularization.groups: must be a whole number >= 1"),
+        ({"norm_noise": -1}, "regularization.norm_noise"),
+        ({"stochastic_depth": 1}, "regularization.stochastic_depth: must be a finite number >= 0 and < 1"),
+        ({"l2": -1e-4}, "regularization.l2"),
+        ({"input_dropout": 1.5}, "regularization.input_dropout"),
+        ({"input_noise": "much"}, "regularization.input_noise"),
+        ({"shift": 1.5}, "regularization.shift: must be a whole number >= 0"),
+        ({"rotate": 181}, "regularization.rotate: must be a finite number >= 0 and <= 180, got 181"),
+        ({"mixup": -0.2}, "regularization.mixup"),
+        ({"weight_averaging": 1}, "regularization.weight_averaging"),
+        ({"l2": 0.1, "weight_decay": 0.1}, "l2 and weight_decay are two forms of one thing.*got 0.1 and 0.1"),
         ({"patience": 0}, "regularization.patience: must be a whole number >= 1, or null"),
         ({"patience": 2.5}, "regularization.patience"),
         (
@@ -131,3 +171,18 @@ def test_gradient_clipping_bounds_the_global_norm_and_keeps_the_direction() -> N
 def test_values_out_of_range_and_contradictions_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         regularizers.build(**{**NEUTRAL, **changes})
+
+
+def test_a_shift_must_leave_something_of_the_images() -> None:
+    chosen = regularizers.build(**{**NEUTRAL, "shift": 8})
+    regularizers.check_images(chosen, shape=(1, 9, 28))
+    with pytest.raises(ConfigError, match="regularization.shift: must leave something of images of 8x28, got 8"):
+        regularizers.check_images(chosen, shape=(1, 8, 28))
+
+
+def test_the_settings_of_a_norm_reach_the_model_only_with_that_norm() -> None:
+    def chosen(norm: str) -> dict[str, Any]:
+        return regularizers.layers(**{**NEUTRAL, "norm": norm, "groups": 5, "norm_noise": 0.5})
+
+    assert [chosen(norm)["groups"] for norm in ("batch", "group", "noisy_batch")] == [1, 5, 1]
+    assert [chosen(norm)["norm_noise"] for norm in ("batch", "group", "noisy_batch")] == [0.0, 0.0, 0.5]

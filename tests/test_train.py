@@ -11,15 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fanin import optimizers, regularizers, schedulers
+from fanin import augmentation, optimizers, regularizers, schedulers
 from fanin.data import Split
 from fanin.errors import ConfigError
 from fanin.evaluation import evaluate
 from fanin.memory import keep_freed_memory
-from fanin.models.dropout import Dropout, seed_dropout
+from fanin.models.dropout import Dropout
+from fanin.models.noise import noise_state, seed_noise
+from fanin.models.norm import NoisyBatchNorm1d
 from fanin.randomness import Streams
 from fanin.stats import LayerStats
-from fanin.train import EpochRecord, Progress, batch_sizes, capture, check, fit, flushes_denormals, restore
+from fanin.train import EpochRecord, Objective, Progress, batch_sizes, capture, check, fit, flushes_denormals, restore
 
 STREAMS = Streams(seed=3, replicate=1)
 TRAIN, VAL = 130, 40
@@ -39,11 +41,11 @@ def make_split() -> Split:
 SPLIT = make_split()
 
 
-def make_model(*, noisy: bool = False) -> nn.Sequential:
+def make_model(*, noisy: bool = False, norm: nn.Module | None = None) -> nn.Sequential:
     torch.manual_seed(11)
-    noise = [nn.BatchNorm1d(16), nn.ReLU(), Dropout(0.3), nn.Dropout(0.2)] if noisy else [nn.ReLU()]
+    noise = [norm or nn.BatchNorm1d(16), nn.ReLU(), Dropout(0.3), nn.Dropout(0.2)] if noisy else [nn.ReLU()]
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), *noise, nn.Linear(16, 3))
-    seed_dropout(model, STREAMS)
+    seed_noise(model, STREAMS)
     return model
 
 
@@ -198,6 +200,7 @@ def test_statistics_do_not_change_one_bit_of_the_weights() -> None:
     assert all(torch.equal(state[key], other_state[key]) for key in state)
 
 
+AUGMENTED: dict[str, Any] = {"rotate": 5.0, "shift": 1, "mixup": 0.4, "input_noise": 0.05, "input_dropout": 0.1}
 VARIANTS: dict[str, Callable[[], Run]] = {
     "adam, cosine, all noise": lambda: Run(
         model=make_model(noisy=True),
@@ -205,6 +208,13 @@ VARIANTS: dict[str, Callable[[], Run]] = {
         stats=True,
         label_smoothing=0.1,
         l1=1e-4,
+    ),
+    "augmented, averaged": lambda: Run(
+        model=make_model(noisy=True, norm=NoisyBatchNorm1d(16, noise=1.0)),
+        weight_decay=0.1,
+        stats=True,
+        weight_averaging=0.9,
+        **AUGMENTED,
     ),
     "momentum, one cycle": lambda: Run(
         factory=torch.optim.SGD,
@@ -269,6 +279,77 @@ def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name:
     best, same = whole.progress.best_state, second.progress.best_state
     assert best.keys() == same.keys() and all(torch.equal(best[key], same[key]) for key in best)
     assert records[-1].metrics["seconds"] > records[killed_after].metrics["seconds"]
+
+
+@pytest.mark.parametrize("settings", [{kind: value} for kind, value in AUGMENTED.items()] + [{"weight_averaging": 0.9}])
+def test_a_regularizer_changes_neither_batch_order_nor_dropout_masks(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    turn_to, rows = Objective.turn_to, []
+    monkeypatch.setattr(Objective, "turn_to", lambda self, index: (rows.append(index.tolist()), turn_to(self, index)))
+    plain, other = Run(model=make_model(noisy=True), epochs=2), Run(model=make_model(noisy=True), epochs=2, **settings)
+    masks: dict[Run, list[Tensor]] = {plain: [], other: []}
+    for run in (plain, other):
+        dropout = run.model[4]
+        dropout.register_forward_hook(
+            lambda module, _, output, run=run: (
+                masks[run].append(module.drop(torch.ones_like(output), shape=output.shape)) if module.training else None
+            )
+        )
+        run.all()
+    half = len(rows) // 2
+    assert rows[:half] == rows[half:]
+    assert all(torch.equal(a, b) for a, b in zip(masks[plain], masks[other], strict=True)) and len(masks[plain]) == half
+    one, same = noise_state(plain.model), noise_state(other.model)
+    assert one.keys() == same.keys() and all(torch.equal(one[key], same[key]) for key in one)
+
+
+def test_a_step_on_augmented_images_is_a_step_on_the_images_made_by_hand() -> None:
+    run = Run(factory=torch.optim.SGD, lr=0.1, epochs=1, batch_size=TRAIN, input_dropout=0.3, shift=1)
+    run.all()
+    model, order = make_model(), STREAMS.generator("order", "epoch 1")
+    rows = SPLIT.train[torch.randperm(TRAIN, generator=order)]
+    images = augmentation.shift(
+        SPLIT.images[rows], most=1, generator=STREAMS.generator("augmentation", "shift epoch 1")
+    )
+    kept = torch.rand(images.shape, generator=STREAMS.generator("augmentation", "input_dropout epoch 1")) < 0.7
+    F.cross_entropy(model(images * kept / 0.7), SPLIT.labels[rows]).backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    torch.testing.assert_close(run.weights(), nn.utils.parameters_to_vector(model.parameters()).detach())
+
+
+def test_averaged_weights_are_evaluated_and_kept_and_the_others_trained() -> None:
+    plain, averaged = Run(epochs=3), Run(epochs=3, weight_averaging=0.9, stats=True)
+    steps: list[Tensor] = []
+    plain.optimizer.register_step_post_hook(lambda *_: steps.append(plain.weights()))
+    average = plain.weights().double()
+    records, other = plain.all(), averaged.all()
+    assert torch.equal(plain.weights(), averaged.weights())
+    for number, weights in enumerate(steps, start=1):
+        decay = min(0.9, (1 + number) / (10 + number))
+        average = decay * average + (1 - decay) * weights.double()
+    model = make_model()
+    model.load_state_dict(averaged.progress.average)
+    torch.testing.assert_close(
+        nn.utils.parameters_to_vector(model.parameters()).double(), average, rtol=1e-5, atol=1e-6
+    )
+    found = evaluate(model, SPLIT.images, SPLIT.labels, index=SPLIT.val)
+    assert other[-1].metrics["val/loss"] == found.loss != records[-1].metrics["val/loss"]
+    assert other[-1].metrics["train/loss"] == records[-1].metrics["train/loss"]
+    assert other[-1].metrics["weight/1/norm"] == pytest.approx(averaged.model[1].weight.norm().item(), rel=1e-6)
+    best = averaged.progress.best_state
+    assert averaged.progress.best_epoch == 3 and torch.equal(best["1.weight"], averaged.progress.average["1.weight"])
+
+
+def test_weight_decay_acts_between_gradient_and_step() -> None:
+    run = Run(factory=torch.optim.SGD, lr=0.1, weight_decay=0.5, epochs=1, batch_size=TRAIN)
+    run.all()
+    model = make_model()
+    F.cross_entropy(model(SPLIT.images[SPLIT.train]), SPLIT.labels[SPLIT.train]).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 - 0.1 * 0.5 if parameter.ndim > 1 else 1).sub_(0.1 * parameter.grad)
+    torch.testing.assert_close(run.weights(), nn.utils.parameters_to_vector(model.parameters()).detach())
 
 
 def test_a_finished_run_restored_has_nothing_left_to_do() -> None:

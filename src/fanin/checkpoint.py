@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fanin.evaluation import global_random_state, set_global_random_state
-from fanin.models.dropout import dropout_state, load_dropout_state
+from fanin.models.noise import load_noise_state, noise_state
 from fanin.randomness import Streams
 from fanin.schedulers import Schedule
 
@@ -28,6 +28,11 @@ class Progress:
     seconds: float = 0.0  # wall time spent training, without evaluation
     ended: str | None = None
     random_state: dict[str, Tensor] = field(default_factory=dict)  # torch's global generators
+    average: dict[str, Tensor] = field(default_factory=dict)  # of the weights, if they are averaged
+
+    def weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Those that a finished run is judged by and saves: the average, where there is one."""
+        return self.average or model.state_dict()
 
     def judge(self, model: nn.Module, *, epoch: int, loss: float) -> None:
         """Note the epoch's val/loss, and keep a copy of the weights if it is the best so far."""
@@ -57,7 +62,7 @@ def capture(model: nn.Module, optimizer: Optimizer, scheduler: Schedule, progres
     """
     return {
         "model": model.state_dict(),
-        "dropout": dropout_state(model),
+        "noise": noise_state(model),
         "optimizer": optimizer.state_dict(),
         "scheduler": scheduler.scheduler.state_dict(),
         "progress": {**vars(progress)},
@@ -70,7 +75,7 @@ def restore(checkpoint: dict[str, Any], model: nn.Module, optimizer: Optimizer, 
     Load the file with `map_location="cpu"`: random states must stay there, the rest moves to its parameter.
     """
     model.load_state_dict(checkpoint["model"])
-    load_dropout_state(model, checkpoint["dropout"])
+    load_noise_state(model, checkpoint["noise"])
     optimizer.load_state_dict(checkpoint["optimizer"])
     scheduler.scheduler.load_state_dict(checkpoint["scheduler"])
     return Progress(**checkpoint["progress"])

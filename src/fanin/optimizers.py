@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from fanin import ranges
 from fanin.errors import ConfigError, require, unknown
 from fanin.ranges import number, sequence, whole
-from fanin.regularizers import weights
+from fanin.regularizers import DECAY, weights
 
 BATCHES = ("mini", "full")
 RANGES = {
@@ -29,6 +29,11 @@ RANGES = {
     "max_iter": whole(1),
     "history_size": whole(1),
 }
+# Who cannot shrink the weights beside its step.
+UNDECAYED: dict[type[Optimizer], str] = {
+    torch.optim.LBFGS: "lbfgs takes every change of the weights for its own step, and learns the curvature from it",
+    torch.optim.Rprop: "rprop's steps do not grow with lr, which a decoupled decay is measured in",
+}
 
 
 def build(
@@ -40,11 +45,11 @@ def build(
     batch: str,
     **options: Any,
 ) -> Optimizer:
-    """Build `factory(parameters, lr=lr, **options)`, decaying weights (two or more dimensions) only.
+    """Build `factory(parameters, lr=lr, **options)`.
 
-    `batch`: what one step sees, a mini-batch or the full training set. Decay means what the optimizer
-    makes of it: an L2 term in the gradient, or a decoupled shrinkage (adamw). Fused kernels are taken where
-    torch has them for the device.
+    `batch`: what one step sees, a mini-batch or the full training set. `weight_decay` is decoupled whatever the
+    optimizer would make of it: its groups say how much each decays (weights of two or more dimensions only), and
+    `regularizers.decay` does it. Fused kernels are taken where torch has them for the device.
 
     Raises ConfigError for a setting that is out of range or that the optimizer does not have.
     """
@@ -54,11 +59,18 @@ def build(
     trained: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
     if "weight_decay" in takes:
         settings["weight_decay"] = 0.0
-        trained = _decay_groups(trained, weight_decay) if weight_decay else trained
+    trained = _decay_groups(trained, weight_decay) if weight_decay else trained
     try:
         return _construct(factory, trained, lr=lr, fused="fused" in takes, settings=settings)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"optimizer: {factory.__name__} refuses its settings: {error}") from error
+
+
+def refuse_weight_decay(options: Iterable[str]) -> None:
+    """Raise a ConfigError if a config sets an optimizer's own decay, which means another thing in each."""
+    if "weight_decay" in options:
+        rule = "is set for every optimizer by regularization.weight_decay, decoupled, or regularization.l2, coupled"
+        raise ConfigError(f"optimizer.weight_decay: {rule}")
 
 
 def check(
@@ -75,10 +87,9 @@ def check(
         rule = "rprop compares the signs of successive gradients, so it needs the full batch: set it to full"
         require(batch == "full", "optimizer.batch", rule, batch)
     takes = _settings(factory)
-    if weight_decay and not {"weight_decay", "options"} & takes:
-        name = factory.__name__
-        rule = f"{name} has no weight decay; set it to 0 or choose another optimizer"
-        raise ConfigError(f"regularization.weight_decay: {rule}, got {weight_decay!r}")
+    for kind, reason in UNDECAYED.items():
+        rule = f"must be 0, for {reason}; regularization=l2 puts the decay into the gradient"
+        require(not (weight_decay and _is(factory, kind)), "regularization.weight_decay", rule, weight_decay)
     for key in options:
         if key not in takes and "options" not in takes:
             raise unknown("optimizer", key, takes)
@@ -101,7 +112,7 @@ def _decay_groups(trained: list[nn.Parameter], weight_decay: float) -> list[dict
     decayed = weights(trained)
     chosen = {id(parameter) for parameter in decayed}
     rest = [parameter for parameter in trained if id(parameter) not in chosen]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [{"params": decayed, DECAY: weight_decay}, {"params": rest, DECAY: 0.0}]
     return [group for group in groups if group["params"]]
 
 

@@ -26,7 +26,9 @@ def derive(seed: int, replicate: int, purpose: str, name: str = "") -> int:
 
 @dataclass(frozen=True)
 class Streams:
-    """The random streams of one run. Purposes in use: init, order, dropout, augmentation, split, global.
+    """The random streams of one run.
+
+    Purposes in use: init, order, split, global, dropout, stochastic_depth, norm_noise, augmentation.
 
     seeds: purpose -> the replicate whose streams it uses, instead of the run's own (None: its own).
     """

@@ -15,13 +15,15 @@ class Range:
     holds: Callable[[object], bool]
 
 
-def number(*, above: float = -math.inf, least: float = -math.inf, below: float = math.inf) -> Range:
-    """A finite number: > `above`, >= `least` and < `below`."""
-    bounds = [(">", above), (">=", least), ("<", below)]
+def number(
+    *, above: float = -math.inf, least: float = -math.inf, below: float = math.inf, most: float = math.inf
+) -> Range:
+    """A finite number: > `above`, >= `least`, < `below` and <= `most`."""
+    bounds = [(">", above), (">=", least), ("<", below), ("<=", most)]
     told = " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
     return Range(
         f"must be a finite number {told}".rstrip(),
-        lambda value: is_number(value) and value > above and value >= least and value < below,  # type: ignore[operator]
+        lambda value: is_number(value) and above < value < below and least <= value <= most,  # type: ignore[operator]
     )
 
 

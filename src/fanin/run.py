@@ -176,6 +176,7 @@ class Trainer:
         """Save the weights, show the test set to them (once), draw the pictures."""
         artifacts = folder / "artifacts.partial"
         artifacts.mkdir(exist_ok=True)
+        parts.model.load_state_dict(progress.weights(parts.model))
         save(artifacts / "last.pt", parts.model.state_dict())
         save(artifacts / "best.pt", progress.best_state or parts.model.state_dict())
         (artifacts / "config.yaml").write_text(
@@ -239,9 +240,11 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
     check_numbers(config)
     streams = streams_of(config)
     regularizer = regularizers.build(**config["regularization"])
+    regularizers.check_images(regularizer, shape=shape)
     model = build_model(config, shape=shape, device=device, streams=streams)
     weight_decay = config["regularization"]["weight_decay"]
     with part(config, "optimizer") as (factory, options):
+        optimizers.refuse_weight_decay(options)
         optimizer = optimizers.build(factory, model.parameters(), weight_decay=weight_decay, **options)
     sizes = {"batch_size": config["batch_size"], "batch": config["optimizer"]["batch"]}
     check_training(
@@ -264,7 +267,6 @@ def streams_of(config: Mapping[str, Any]) -> Streams:
 
 def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams) -> nn.Module:
     """The initialized model, drawn on the CPU and moved to `device`: every device starts from the same weights."""
-    regularization = config["regularization"]
     torch.manual_seed(streams.derive("init", "constructor"))  # a user's class may draw while it is built
     meta = str(device) == "meta"
     make = models.draft if meta else models.build
@@ -273,9 +275,8 @@ def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device |
             factory,
             in_shape=tuple(shape),
             classes=config["data"]["classes"],
-            norm=regularization["norm"],
-            dropout=regularization["dropout"],
             options=options,
+            **regularizers.layers(**config["regularization"]),
         )
     with part(config, "initializer") as (function, options):
         bias = options.pop("bias", None)
@@ -283,7 +284,7 @@ def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device |
         initializers.initialize(model, weight=weight, bias=bias, streams=streams, in_shape=tuple(shape))
     if not meta:
         model = model.to(device)
-        models.seed_dropout(model, streams)
+        models.seed_noise(model, streams)
         if (mode := config["hardware"]["compile"]) != "none":
             model.compile(mode=None if mode == "default" else mode)
     return model

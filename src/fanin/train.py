@@ -12,13 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fanin.augmentation import Augmentation, Mixture, augments
+from fanin.averaging import WeightAverage
 from fanin.checkpoint import Progress, capture, restore
 from fanin.data import Split
 from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import EVALUATION_BATCH, Evaluation, evaluate, wide_dtype
 from fanin.randomness import Streams
 from fanin.ranges import whole
-from fanin.regularizers import Regularizer, l1_penalty, project_max_norm, weights
+from fanin.regularizers import Regularizer, add_l2, decay, decays, l1_penalty, project_max_norm, weights
 from fanin.schedulers import Schedule
 from fanin.stats import LayerStats
 
@@ -65,7 +67,9 @@ def fit(
     """Train, and yield a record of the untrained network (epoch 0) and of every epoch after it.
 
     `train/...` are running means over the epoch's images while the weights move, by plain cross-entropy
-    whatever the objective adds to it; for `val/...`, and at epoch 0 (on the first 10,000), they stand still.
+    whatever the objective adds to it (with mixup: of mixed images and labels); for `val/...`, and at epoch 0 (on
+    the first 10,000), they stand still. With `regularizer.weight_averaging`, `val/...` and `progress.best_state`
+    are of the averaged weights, which `progress.average` holds; statistics are of those that are trained.
     Ends early when val/loss has stopped improving (`regularizer.patience`), or when a loss is not finite:
     that epoch is recorded as it is, with diverged=1. `progress.ended` says why. A `progress` that `restore`
     returned goes on after its epoch, bit for bit as if training had not stopped.
@@ -76,6 +80,10 @@ def fit(
     device = split.images.device
     chunk = EVALUATION_BATCH if batch == "full" else None
     objective = Objective(model, optimizer, split, regularizer=regularizer, precision=precision, chunk=chunk)
+    average = None
+    if regularizer.weight_averaging:
+        taken = max(progress.epoch, 0) * len(batch_sizes(len(split.train), batch_size=batch_size, batch=batch))
+        average = WeightAverage(model, decay=regularizer.weight_averaging, state=progress.average, steps=taken)
     for epoch in range(progress.epoch + 1, epochs + 1):
         if progress.ended in ("early_stopping", "diverged"):
             return
@@ -87,14 +95,17 @@ def fit(
             else:
                 order = draw_order(split.train, streams=streams, epoch=epoch)
                 batches = order.split(batch_sizes(len(order), batch_size=batch_size, batch=batch))
-                train = train_epoch(objective, batches, scheduler=scheduler, stats=stats)
+                if augments(regularizer):
+                    objective.augment = Augmentation(regularizer, streams=streams, epoch=epoch, device=device)
+                train = train_epoch(objective, batches, scheduler=scheduler, stats=stats, average=average)
                 progress.seconds += time.perf_counter() - began
-            val = evaluate(model, split.images, split.labels, index=split.val)
             layers = stats.measure() if stats else {}
+            with average.applied() if average else nullcontext():
+                val = evaluate(model, split.images, split.labels, index=split.val)
+                progress.judge(model, epoch=epoch, loss=val.loss)
         if epoch > 0:
             scheduler.after_epoch(val.loss)
         progress.leave(device)
-        progress.judge(model, epoch=epoch, loss=val.loss)
         diverged = not (math.isfinite(train.loss) and math.isfinite(val.loss))
         progress.ended = ending(progress, diverged=diverged, patience=regularizer.patience, epochs=epochs)
         metrics = {
@@ -164,7 +175,12 @@ def untrained(objective: "Objective") -> Running:
 
 
 def train_epoch(
-    objective: "Objective", batches: Sequence[Tensor], *, scheduler: Schedule, stats: LayerStats | None
+    objective: "Objective",
+    batches: Sequence[Tensor],
+    *,
+    scheduler: Schedule,
+    stats: LayerStats | None,
+    average: WeightAverage | None,
 ) -> Running:
     """One optimizer step per batch. The device is waited for at the end only."""
     objective.model.train()
@@ -177,6 +193,8 @@ def train_epoch(
         objective.optimizer.step(objective)  # type: ignore[arg-type]  # a tensor does as a float
         if bound is not None:
             project_max_norm(objective.weights, max_norm=bound)
+        if average:
+            average.update()
         lr = objective.lr
         scheduler.after_step()
         losses.append(objective.loss)
@@ -194,8 +212,11 @@ class Objective:
     """What one step minimises: called by the optimizer for the loss on the batch, with its gradient in place.
 
     The loss is cross-entropy plus the regularizer's terms. `loss` and `predicted` keep what the first call on
-    a batch found without those terms: L-BFGS calls several times a step.
+    a batch found without those terms: L-BFGS calls several times a step. `augment`, an epoch's, is done to each
+    batch once.
     """
+
+    augment: Augmentation | None = None
 
     def __init__(
         self,
@@ -211,6 +232,7 @@ class Objective:
         self.regularizer, self.precision, self.chunk = regularizer, precision, chunk
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.weights = weights(self.parameters)
+        self.decays = decays(optimizer)
 
     @property
     def lr(self) -> float:
@@ -219,43 +241,59 @@ class Objective:
     def turn_to(self, index: Tensor) -> None:
         """Take the batch at `index`; with `chunk` it passes the model in pieces whose gradients add up."""
         images, labels = self.split.images.index_select(0, index), self.split.labels.index_select(0, index)
-        self.chunks = [(images, labels)]
+        self.mixture: Mixture | None = None
+        if self.augment:
+            images, self.mixture = self.augment(images)
+        others = labels[self.mixture.partners] if self.mixture else labels
+        self.chunks = [(images, labels, others)]
         if self.chunk is not None:
             sizes = batch_sizes(len(index), batch_size=self.chunk)
-            self.chunks = list(zip(images.split(sizes), labels.split(sizes), strict=True))
+            pieces = images.split(sizes), labels.split(sizes), others.split(sizes)
+            self.chunks = list(zip(*pieces, strict=True))
         self.count = len(index)
         self.fresh = True
 
     def __call__(self) -> Tensor:
         for parameter in self.parameters:  # what zero_grad does, at a tenth of its cost
             parameter.grad = None
-        passes = [self._descend(images, labels) for images, labels in self.chunks]
-        if self.fresh:
-            self.loss = _total([one.plain for one in passes])
-            self.predicted = [one.predicted for one in passes]
-            self.fresh = False
+        passes = [self._descend(images, labels, others) for images, labels, others in self.chunks]
         objective = _total([one.objective for one in passes])
         if self.regularizer.l1:
             penalty = l1_penalty(self.weights, strength=self.regularizer.l1)
             penalty.backward()
             objective = objective + penalty.detach()
+        if self.regularizer.l2:
+            objective = objective + add_l2(self.weights, strength=self.regularizer.l2)
         if self.regularizer.gradient_clipping is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.regularizer.gradient_clipping)
+        if self.fresh:
+            self.loss = _total([one.plain for one in passes])
+            self.predicted = [one.predicted for one in passes]
+            self.fresh = False
+            if self.decays:
+                decay(self.optimizer)
         return objective
 
-    def _descend(self, images: Tensor, labels: Tensor) -> "_Pass":
+    def _descend(self, images: Tensor, labels: Tensor, others: Tensor) -> "_Pass":
         """Add the gradient of one chunk, weighted by its share of the batch."""
         smoothing = self.regularizer.label_smoothing
         with autocast(self.precision, images.device):
             logits = self.model(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            loss = self._entropy(logits, labels, others, smoothing=smoothing)
         logits = logits.detach()
-        plain = F.cross_entropy(logits, labels) if smoothing else loss.detach()
+        plain = self._entropy(logits, labels, others, smoothing=0.0) if smoothing else loss.detach()
         if len(labels) < self.count:
             share = len(labels) / self.count
             loss, plain = loss * share, plain * share
         loss.backward()
         return _Pass(loss.detach(), plain, logits.argmax(1))
+
+    def _entropy(self, logits: Tensor, labels: Tensor, others: Tensor, *, smoothing: float) -> Tensor:
+        """Mean cross-entropy; of a mixture, that with either label by its share (Zhang et al. 2018, section 2)."""
+        own = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        if self.mixture is None:
+            return own
+        return torch.lerp(F.cross_entropy(logits, others, label_smoothing=smoothing), own, self.mixture.share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Architectures, one a file, and `build`, which makes any of them, or a user's own, to fit the data.
 
 Yours needs no registration: a class, or a function that returns a module, and a file in conf/model/ with
-`_target_: your.module.Name` and its options. It is given those of `in_shape`, `classes`, `norm` and `dropout`
-that its signature names, and must map images (N, C, H, W) to logits (N, classes), with no activation on them.
+`_target_: your.module.Name` and its options. It is given those of `in_shape`, `classes`, `norm` (with `groups` and
+`norm_noise`), `dropout` and `stochastic_depth` that its signature names, and must map images (N, C, H, W) to logits
+(N, classes), with no activation on them.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +14,9 @@ from torch import nn
 
 from fanin.errors import ConfigError, require
 from fanin.models.cnn import Cnn
-from fanin.models.dropout import check_dropout, dropout_state, load_dropout_state, seed_dropout
+from fanin.models.dropout import check_probability
 from fanin.models.mlp import Mlp
+from fanin.models.noise import load_noise_state, noise_state, seed_noise
 from fanin.models.norm import check_norm
 from fanin.models.softmax import Softmax
 from fanin.models.zoo import torchvision_classifier
@@ -26,11 +28,13 @@ __all__ = [
     "Softmax",
     "build",
     "draft",
-    "dropout_state",
-    "load_dropout_state",
-    "seed_dropout",
+    "load_noise_state",
+    "noise_state",
+    "seed_noise",
     "torchvision_classifier",
 ]
+
+OTHERS = {"stochastic_depth": "a residual model: resmlp, rescnn"}  # who has a place for it
 
 
 def build(
@@ -41,27 +45,38 @@ def build(
     norm: str,
     dropout: float,
     options: Mapping[str, Any],
+    groups: int = 1,
+    norm_noise: float = 0.0,
+    stochastic_depth: float = 0.0,
 ) -> nn.Module:
     """Build the model that `factory` and its `options` describe, for images of `in_shape` (C, H, W).
 
-    `norm` and `dropout` are what config group `regularization` asks for. An architecture's own, such as the
-    `norm: batch` of cnn_small, is among the options and holds where regularization asks for none.
+    `norm`, `dropout` and the last three are what config group `regularization` asks for. An architecture's own,
+    such as the `norm: batch` of cnn_small, is among the options and holds where regularization asks for none.
 
-    Raises ConfigError if the options are not those of the factory, if it has no place for the norm or dropout
-    asked for, and if the model does not map such images to logits.
+    Raises ConfigError if the options are not those of the factory, if it has no place for the norm, dropout or
+    stochastic depth asked for, and if the model does not map such images to logits.
     """
     check_norm(norm)
-    check_dropout(dropout)
+    check_probability("dropout", dropout)
+    check_probability("stochastic_depth", stochastic_depth)
     data = {"in_shape": tuple(in_shape), "classes": classes}
     arguments = {name: value for name, value in data.items() if accepts(factory, name)}
     arguments |= options
-    for name, value, neutral in (("norm", norm, "none"), ("dropout", dropout, 0.0)):
+    asked = {
+        "norm": (norm, "none"),
+        "groups": (groups, 1),
+        "norm_noise": (norm_noise, 0.0),
+        "dropout": (dropout, 0.0),
+        "stochastic_depth": (stochastic_depth, 0.0),
+    }
+    for name, (value, neutral) in asked.items():
         if accepts(factory, name):
             arguments[name] = options.get(name, neutral) if value == neutral else value
         elif value != neutral:
             raise ConfigError(
-                f"regularization.{name}: {label(factory)} has no place for {name} {value!r}: "
-                f"it takes no argument `{name}`; set regularization.{name}={neutral} or take another model"
+                f"regularization.{name}: {label(factory)} has no place for {name} {value!r}: it takes no "
+                f"argument `{name}`; set regularization.{name}={neutral} or take {OTHERS.get(name, 'another model')}"
             )
     check_options(factory, options, group="model", supplied=arguments)
     model = factory(**arguments)

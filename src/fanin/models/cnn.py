@@ -10,7 +10,7 @@ from fanin.errors import ConfigError, require
 from fanin.models.activation import activation as activation_module
 from fanin.models.dropout import Dropout
 from fanin.models.mlp import check_widths
-from fanin.models.norm import norm_1d, norm_2d
+from fanin.models.norm import centres_each_unit, norm_1d, norm_2d
 
 
 class Cnn(nn.Module):
@@ -33,16 +33,19 @@ class Cnn(nn.Module):
         activation: str,
         norm: str,
         dropout: float,
+        groups: int = 1,
+        norm_noise: float = 0.0,
     ):
         super().__init__()
         height, width = final_size(in_shape, stages=stages, kernel=kernel, padding=padding)
         check_widths("model.hidden", hidden)
         channels = [in_shape[0], *chain.from_iterable(stages)]
         features = [channels[-1] * height * width, *hidden]
-        bias = norm != "batch"  # batch norm would subtract it again with the mean
+        bias = not centres_each_unit(norm)  # batch norm would subtract it again with the mean
         convolutions = [nn.Conv2d(m, n, kernel, padding=padding, bias=bias) for m, n in pairwise(channels)]
         linear = [nn.Linear(m, n, bias=bias) for m, n in pairwise(features)]
-        norms = [norm_2d(norm, n) for n in channels[1:]] + [norm_1d(norm, n) for n in hidden]
+        norms = [norm_2d(norm, n, groups=groups, noise=norm_noise) for n in channels[1:]]
+        norms += [norm_1d(norm, n, groups=groups, noise=norm_noise) for n in hidden]
         self.pooled = set(accumulate(len(stage) for stage in stages))  # numbers of the last layers of a stage
         self.layers = nn.ModuleList([*convolutions, *linear, nn.Linear(features[-1], classes)])
         self.norms = nn.ModuleList(norms)

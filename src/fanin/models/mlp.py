@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fanin.errors import require
 from fanin.models.activation import activation as activation_module
 from fanin.models.dropout import Dropout
-from fanin.models.norm import norm_1d
+from fanin.models.norm import centres_each_unit, norm_1d
 
 
 class Mlp(nn.Module):
@@ -24,15 +24,18 @@ class Mlp(nn.Module):
         activation: str,
         norm: str,
         dropout: float,
+        groups: int = 1,
+        norm_noise: float = 0.0,
     ):
         super().__init__()
         check_widths("model.widths", widths)
         require(widths, "model.widths", "must name a hidden layer (without any, it is model=softmax)", widths)
         sizes = [prod(in_shape), *widths]
         # A bias before batch norm would be subtracted again with the mean.
-        hidden = [nn.Linear(m, n, bias=norm != "batch") for m, n in pairwise(sizes)]
+        bias = not centres_each_unit(norm)
+        hidden = [nn.Linear(m, n, bias=bias) for m, n in pairwise(sizes)]
         self.layers = nn.ModuleList([*hidden, nn.Linear(sizes[-1], classes)])
-        self.norms = nn.ModuleList(norm_1d(norm, width) for width in widths)
+        self.norms = nn.ModuleList(norm_1d(norm, width, groups=groups, noise=norm_noise) for width in widths)
         self.activations = nn.ModuleList(activation_module(activation) for _ in widths)
         self.dropouts = nn.ModuleList(Dropout(dropout) for _ in widths)
 
