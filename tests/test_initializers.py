@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from initialized import initialize
 from omegaconf import OmegaConf
 from scipy import stats
 from torch import nn
@@ -445,8 +446,8 @@ def test_options_that_an_initializer_does_not_have_or_lacks_are_refused():
 def test_on_the_meta_device_everything_is_checked_and_nothing_drawn(path):
     with torch.device("meta"):
         model = mlp()
-    weight, bias = configured(path.stem)
-    init.initialize(model, weight=weight, bias=bias, streams=STREAMS)
+    nothing = torch.empty(100, 1, 28, 28, device="meta"), torch.empty(100, device="meta")
+    initialize(model, path.stem, images=nothing[0], labels=nothing[1], streams=STREAMS)
     assert all(parameter.is_meta for parameter in model.parameters())
 
 

@@ -7,10 +7,10 @@ from pkgutil import resolve_name
 import pytest
 import torch
 import torch.nn.functional as F
-from omegaconf import OmegaConf
+from initialized import initialize, options_of
 from torch import Tensor, nn
 
-from fanin import initializers, models, vision
+from fanin import models, vision
 from fanin.errors import ConfigError
 from fanin.models.activation import ACTIVATIONS, activation
 from fanin.models.dropout import Dropout, StochasticDepth
@@ -23,10 +23,6 @@ INITIALIZERS = sorted(path.stem for path in (CONF / "initializer").glob("*.yaml"
 OURS = ["mlp", "mlp_deep", "mlp_narrow", "cnn_small", "cnn"]  # with hidden layers of our own making
 STREAMS = Streams(seed=0, replicate=0)
 MNIST = (1, 28, 28)
-
-
-def options_of(group: str, name: str) -> dict:
-    return OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
 
 
 LAYERS = ("groups", "norm_noise", "stochastic_depth")  # what regularization asks a model for, besides norm and dropout
@@ -562,10 +558,8 @@ def test_nothing_is_declared_where_the_native_library_of_torchvision_loads(monke
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_takes_a_finite_step_from_every_initializer(name, initializer):
     model = build(name)
-    options = options_of("initializer", initializer)
-    function, bias = resolve_name(options.pop("_target_")), options.pop("bias")
-    initializers.initialize(model, weight=initializers.bind(function, options), bias=bias, streams=STREAMS)
     x, labels = images(4), torch.tensor([0, 1, 2, 3])
+    initialize(model, initializer, images=x, labels=labels, streams=STREAMS)
     F.cross_entropy(model(x), labels).backward()
     torch.optim.SGD(model.parameters(), lr=1e-9).step()
     assert all(parameter.isfinite().all() for parameter in model.parameters())

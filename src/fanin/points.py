@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fanin.description import allowed
 from fanin.spool import Digest, Record
 
+STEP = {"pretrain": "step", "epoch": "epoch"}  # kinds of records that are points of curves, and their field for it
 BETTER = {"accuracy": max, "loss": min}  # by the last part of a metric's key
 
 
@@ -22,11 +23,12 @@ class Point:
     step: int
 
 
-def epoch_points(records: Iterable[Record]) -> list[Point]:
+def curve_points(records: Iterable[Record]) -> list[Point]:
+    """The metrics of epochs, and of an initializer's own steps, which its curves count from their start."""
     return [
-        Point(allowed(key), float(value), record["time"], record["epoch"])
+        Point(allowed(key), float(value), record["time"], record[STEP[record["kind"]]])
         for record in records
-        if record["kind"] == "epoch"
+        if record["kind"] in STEP
         for key, value in record["metrics"].items()
     ]
 
@@ -35,7 +37,7 @@ def best_points(history: Digest) -> list[Point]:
     """For each loss and accuracy its best finite value as `best <key>`, at the epoch and time it was reached.
     Meant for runs that have come to their end."""
     best: dict[str, Point] = {}
-    for point in epoch_points(history.epochs):
+    for point in curve_points(history.epochs):
         better = BETTER.get(point.key.rsplit("/", 1)[-1])
         if better is None or not math.isfinite(point.value):
             continue

@@ -31,7 +31,7 @@ from fanin.provenance import versions
 from fanin.randomness import Streams, check_seeds
 from fanin.spool import Spool
 from fanin.stats import LAYERS, STATISTICS, LayerStats
-from fanin.train import batch_sizes, fit
+from fanin.train import batch_sizes, fit, numerics
 from fanin.train import check as check_training
 
 PROBE = 256  # held-out images the per-layer statistics look at
@@ -140,9 +140,13 @@ class Trainer:
         folder, config = Path(payload["folder"]), payload["spec"]["config"]
         split = self._split(config)
         parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
-        progress = resume(folder / "checkpoint.pt", parts)
         tell = channel.ask if payload["judged"] else channel.send
         reason, saved = None, time.monotonic()
+        progress = resume(folder / "checkpoint.pt", parts)
+        if progress is None:
+            progress = Progress()
+            if stopped := self._initialize(config, parts, split, progress=progress, log=log, channel=channel):
+                return _end("KILLED", stopped, progress)
         for record in self._fit(config, parts, split, progress=progress, epochs=config["epochs"]):
             new = log.append("epoch", epoch=record.epoch, metrics=record.metrics)
             watched = {key: record.metrics[key] for key in payload["watched"] if key in record.metrics}
@@ -162,6 +166,27 @@ class Trainer:
         if reason is None and progress.ended != "epochs":
             reason = progress.ended
         return self._conclude(config, parts, split, progress, folder=folder, reason=reason)
+
+    def _initialize(
+        self,
+        config: Mapping[str, Any],
+        parts: Parts,
+        split: data.Split,
+        *,
+        progress: Progress,
+        log: Spool,
+        channel: Channel,
+    ) -> str | None:
+        """Call an initializer of whole models and record its curves. Its time counts as training. Says why the
+        run should stop, if it should."""
+        began, stopped = time.perf_counter(), None
+        for number, step in enumerate(initialize(config, parts, split)):
+            metrics = {f"pretrain/{name}": value for name, value in step.metrics.items()}
+            log.append("pretrain", number=number, step=step.number, metrics=metrics)
+            if stopped := channel.stopped:
+                break
+        progress.seconds = time.perf_counter() - began
+        return stopped
 
     def _conclude(
         self,
@@ -197,6 +222,8 @@ class Trainer:
     def _fit(
         self, config: Mapping[str, Any], parts: Parts, split: data.Split, *, progress: Progress, epochs: int
     ) -> Any:
+        if (mode := config["hardware"]["compile"]) != "none":
+            parts.model.compile(mode=None if mode == "default" else mode)
         probe = split.val[:PROBE]
         stats = (
             LayerStats(parts.model, images=split.images[probe], labels=split.labels[probe])
@@ -242,6 +269,10 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
     regularizer = regularizers.build(**config["regularization"])
     regularizers.check_images(regularizer, shape=shape)
     model = build_model(config, shape=shape, device=device, streams=streams)
+    with initializer(config) as (function, options, _):
+        if initializers.is_whole(function):
+            facts = {"in_shape": tuple(shape), "scale": config["data"]["scale"], "count": train_size}
+            initializers.check_whole(function, model, options=options, facts=facts)
     weight_decay = config["regularization"]["weight_decay"]
     with part(config, "optimizer") as (factory, options):
         optimizers.refuse_weight_decay(options)
@@ -266,7 +297,10 @@ def streams_of(config: Mapping[str, Any]) -> Streams:
 
 
 def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams) -> nn.Module:
-    """The initialized model, drawn on the CPU and moved to `device`: every device starts from the same weights."""
+    """The initialized model, drawn on the CPU and moved to `device`: every device starts from the same weights.
+
+    Where the initializer is one of whole models, it has yet to be called: see `initialize`.
+    """
     torch.manual_seed(streams.derive("init", "constructor"))  # a user's class may draw while it is built
     meta = str(device) == "meta"
     make = models.draft if meta else models.build
@@ -278,16 +312,48 @@ def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device |
             options=options,
             **regularizers.layers(**config["regularization"]),
         )
-    with part(config, "initializer") as (function, options):
-        bias = options.pop("bias", None)
-        weight = initializers.bind(function, options)
-        initializers.initialize(model, weight=weight, bias=bias, streams=streams, in_shape=tuple(shape))
+    with initializer(config) as (function, options, bias):
+        if initializers.is_whole(function):
+            initializers.check_bias(bias, filled=False)
+            initializers.fill_biases(model, bias=bias, streams=streams)
+        else:
+            weight = initializers.bind(function, options)
+            initializers.initialize(model, weight=weight, bias=bias, streams=streams, in_shape=tuple(shape))
     if not meta:
         model = model.to(device)
         models.seed_noise(model, streams)
-        if (mode := config["hardware"]["compile"]) != "none":
-            model.compile(mode=None if mode == "default" else mode)
     return model
+
+
+def initialize(config: Mapping[str, Any], parts: Parts, split: data.Split) -> Iterator[initializers.Step]:
+    """Call the initializer if it is one of whole models, on the run's device and training images; yields its
+    steps."""
+    with initializer(config) as (function, options, _):
+        if initializers.is_whole(function):
+            with numerics(config["hardware"]["precision"], split.images.device):
+                yield from initializers.initialize_whole(
+                    function,
+                    parts.model,
+                    options=options,
+                    streams=parts.streams,
+                    images=split.images,
+                    labels=split.labels,
+                    index=split.train,
+                )
+            models.seed_noise(parts.model, parts.streams)  # it may have drawn masks
+
+
+@contextmanager
+def initializer(config: Mapping[str, Any]) -> Iterator[tuple[Callable[..., Any], dict[str, Any], Any]]:
+    """The configuration's initializer, its options and `bias`. Options that name a function are bound."""
+    with part(config, "initializer") as (function, options):
+        bias = options.pop("bias", None)
+        for key, value in options.items():
+            if isinstance(value, Mapping) and "_target_" in value:
+                group = f"initializer.{key}"
+                with part({group: value}, group) as (own, arguments):
+                    options[key] = initializers.bind(own, arguments, group=group)
+        yield function, options, bias
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
@@ -364,10 +430,10 @@ def publish(draft: Path, folder: Path) -> None:
     os.replace(draft, folder)
 
 
-def resume(path: Path, parts: Parts) -> Progress:
-    """Go on from the checkpoint at `path` if there is one, else start anew."""
+def resume(path: Path, parts: Parts) -> Progress | None:
+    """Go on from the checkpoint at `path`; None if there is none."""
     if not path.exists():
-        return Progress()
+        return None
     state = torch.load(path, map_location="cpu", weights_only=True)
     return restore(state, parts.model, parts.optimizer, parts.schedule)
 
@@ -376,7 +442,6 @@ def load_model(folder: Path, weights: str = "best") -> nn.Module:
     """The trained model of a run's artifacts folder (config.yaml, best.pt, last.pt), in eval mode, on the CPU."""
     config = yaml.safe_load((folder / "config.yaml").read_text())
     streams = streams_of(config)
-    config["hardware"]["compile"] = "none"
     model = build_model(config, shape=config["data"]["shape"], device="cpu", streams=streams)
     model.load_state_dict(torch.load(folder / f"{weights}.pt", map_location="cpu", weights_only=True))
     return model.eval()

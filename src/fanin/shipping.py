@@ -78,7 +78,7 @@ def _send(folder: Folder, tracker: Tracker, shipped: Shipped, records: Sequence[
             tracker.log_data(known.id, description.data)
         shipped = replace(shipped, run=known.id, status=known.status)
         missing = {key: value for key, value in description.params.items() if key not in known.params}
-    fresh = Batch(missing, points.epoch_points(records))
+    fresh = Batch(missing, points.curve_points(records))
     if history.end:
         return _send_end(folder, tracker, shipped, description, whole, fresh)
     if shipped.status != "RUNNING":  # a run that had ended was resumed

@@ -5,9 +5,9 @@ worst, as a torn last line, which the next opening cuts off. An "end" record is 
 a lock on its file: two processes can never write one run, and a run whose spool is unlocked has no living
 process.
 
-Kinds: "start" (attempt, pid, host), "epoch" (epoch, metrics), "end" (status, reason, metrics, step, ...);
-each has a "time" in unix milliseconds. Several starts are several attempts; an end that a start follows is
-void.
+Kinds: "start" (attempt, pid, host), "pretrain" (number, step, metrics: what an initializer measured), "epoch"
+(epoch, metrics), "end" (status, reason, metrics, step, ...); each has a "time" in unix milliseconds. Several
+starts are several attempts; an end that a start follows is void.
 """
 
 import json
@@ -16,7 +16,7 @@ import os
 import socket
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
@@ -27,6 +27,7 @@ Record = dict
 log = logging.getLogger(__name__)
 SEAL = ',"crc":"%08x"}'  # closes the JSON object, over whose text before it the checksum goes
 SEAL_LENGTH = len(SEAL % 0)
+ONCE = {"pretrain": "number", "epoch": "epoch"}  # kinds of which each is written once, and what tells them apart
 PIECE = 1 << 16  # bytes read at a time from the end of a file
 
 
@@ -53,21 +54,21 @@ class Spool:
         records, whole = read(self.path)
         self._cut_tail(whole)
         self._attempts = sum(record["kind"] == "start" for record in records)
-        self._epochs = {record["epoch"] for record in records if record["kind"] == "epoch"}
+        self._known = {_identity(record["kind"], record) for record in records}
 
     def append(self, kind: str, **fields: object) -> bool:
-        """Add a record, stamped with the time. False (nothing written) for an epoch already there.
+        """Add a record, stamped with the time. False (nothing written) for a point already there.
 
         A resumed run repeats epochs: the first record of a point is the one that counts, with its time.
         """
-        if kind == "epoch" and fields["epoch"] in self._epochs:
+        identity = _identity(kind, fields)
+        if kind in ONCE and identity in self._known:
             return False
         if kind == "start":
             self._attempts += 1
             fields = {"attempt": self._attempts, "pid": os.getpid(), "host": socket.gethostname()} | fields
         self._write(encode({"kind": kind, "time": int(time.time() * 1000)} | fields))
-        if kind == "epoch":
-            self._epochs.add(fields["epoch"])
+        self._known.add(identity)
         if kind == "end":
             self.sync()
         return True
@@ -220,6 +221,10 @@ def _lines(data: bytes, begin: int) -> Iterator[tuple[int, bytes]]:
     while (stop := data.find(b"\n", start)) >= 0:
         yield begin + start, data[start:stop]
         start = stop + 1
+
+
+def _identity(kind: str, fields: Mapping[str, object]) -> tuple[str, object]:
+    return kind, fields[ONCE[kind]] if kind in ONCE else None
 
 
 def _owner(records: list[Record]) -> str:

@@ -1,4 +1,5 @@
-"""Initializers: functions of one tensor (closed_form, scaled, structured), put to work on a model (layers).
+"""Initializers: functions of one tensor (closed_form, scaled, structured), put to work on a model (layers), and
+functions of a whole model and of data (whole).
 
 Yours needs no registration: a function `f(weight, *, generator, ...)` that fills `weight` in place, and a
 file in conf/initializer/ with `_target_: your.module.f`, its options and a `bias`. It is given what it names:
@@ -6,10 +7,13 @@ file in conf/initializer/ with `_target_: your.module.f`, its options and a `bia
 - `generator`: the random stream of this weight;
 - `layer`: which Layer of the model it is (the first, the last, after how much dropout);
 - `bias`: the layer's bias, or None, to be filled in place, too; the file then says nothing of a `bias`.
+
+Or a function `f(model, *, ...)`, as in `whole`, which may see data. An option that is itself a mapping with a
+`_target_` is a function of one tensor, bound to the options beside it.
 """
 
 from fanin.initializers.closed_form import constant, normal, ones, uniform, zeros
-from fanin.initializers.layers import bind, initialize
+from fanin.initializers.layers import bind, check_bias, fill_biases, fill_weights, initialize
 from fanin.initializers.roles import Layer
 from fanin.initializers.scaled import (
     he_normal,
@@ -20,15 +24,26 @@ from fanin.initializers.scaled import (
     xavier_uniform,
 )
 from fanin.initializers.structured import orthogonal
+from fanin.initializers.unit_variance import lsuv
+from fanin.initializers.whole import Step, check_whole, checked_by, initialize_whole, is_whole
 
 __all__ = [
     "Layer",
+    "Step",
     "bind",
+    "check_bias",
+    "check_whole",
+    "checked_by",
     "constant",
+    "fill_biases",
+    "fill_weights",
     "he_normal",
     "he_uniform",
     "initialize",
+    "initialize_whole",
+    "is_whole",
     "lecun_normal",
+    "lsuv",
     "normal",
     "ones",
     "orthogonal",

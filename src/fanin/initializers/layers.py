@@ -20,16 +20,18 @@ OFFERED = ("generator", "layer", "bias")  # what a function is given if it names
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-def bind(function: Callable[..., None], options: Mapping[str, object]) -> Callable[..., None]:
+def bind(
+    function: Callable[..., None], options: Mapping[str, object], *, group: str = "initializer"
+) -> Callable[..., None]:
     """`function` with its options filled in, ready to be the `weight` of `initialize`.
 
     Raises ConfigError for an option that the function does not have, or that it lacks.
     """
     tensor = next(iter(signature(function).parameters), None)
     rule = "must take the weight, to be filled in place, as its first argument"
-    require(tensor, "initializer._target_", rule, label(function))
+    require(tensor, f"{group}._target_", rule, label(function))
     assert tensor
-    check_options(function, options, group="initializer", supplied=(tensor, *OFFERED))
+    check_options(function, options, group=group, supplied=(tensor, *OFFERED))
     return partial(function, **options)
 
 
@@ -55,18 +57,41 @@ def initialize(
     Raises ConfigError with the key `initializer.<option>`.
     """
     check_bias(bias, filled=accepts(weight, "bias"))
+    fill_biases(model, bias=bias, streams=streams)
+    fill_weights(model, weight=weight, streams=streams, in_shape=in_shape)
+
+
+def fill_weights(
+    model: nn.Module, *, weight: Callable[..., None], streams: Streams, in_shape: tuple[int, ...] | None = None
+) -> None:
+    """Fill the weights of linear and convolutional layers (and their biases, if `weight` does so) and nothing
+    else."""
     layers: Mapping[str, Layer] = {}
     if accepts(weight, "layer"):
         assert in_shape is not None, "to know the layers takes the shape of an image"
         layers = survey(model, in_shape)
     for path, module in model.named_modules():
-        if isinstance(module, NORMS):
-            make_identity(module)
-        elif isinstance(module, nn.Linear | _ConvNd):
+        if isinstance(module, nn.Linear | _ConvNd):
             generator = streams.generator("init", parameter_path(path, "weight"))
             fill_layer(module, weight, generator=generator, layer=layers.get(path))
-            if module.bias is not None and bias is not None:
-                fill_bias(module, module.bias, bias, streams.generator("init", parameter_path(path, "bias")))
+
+
+def fill_biases(model: nn.Module, *, bias: str | float | None, streams: Streams) -> None:
+    """Fill the biases of linear and convolutional layers (unless None), and make norms the identity."""
+    for path, module in model.named_modules():
+        if isinstance(module, NORMS):
+            make_identity(module)
+        elif isinstance(module, nn.Linear | _ConvNd) and module.bias is not None and bias is not None:
+            fill_bias(module, module.bias, bias, streams.generator("init", parameter_path(path, "bias")))
+
+
+def check_weight(model: nn.Module, weight: object, *, option: str, in_shape: tuple[int, ...]) -> None:
+    """Refuse an option that is to be an initializer of one weight, and is not, or cannot serve `model`'s layers."""
+    rule = "must be an initializer of one weight, a mapping with _target_ and its options"
+    require(callable(weight), f"initializer.{option}", rule, weight)
+    assert callable(weight)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        fill_weights(model, weight=weight, streams=Streams(0, 0), in_shape=in_shape)
 
 
 def fill_layer(module: nn.Linear | _ConvNd, function: Callable[..., None], **offered: object) -> None:

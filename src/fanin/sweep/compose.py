@@ -128,7 +128,7 @@ class Composer:
             for o, text in zip(overrides, texts, strict=True)
             if text in varied and o.type == OverrideType.CHANGE and self._plainness.holds(o)
         }
-        if len(choices) > 1:
+        if len(choices) > 1 and not any(o.is_delete() for o in overrides):  # ~key may be a key of one choice only
             core = tuple(text for text in texts if text not in choices.values())
             parts = {group: self._load((*core, text)) for group, text in choices.items()}
             if assembled := assemble(self._load(core), parts, plainness=self._plainness):
