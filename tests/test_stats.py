@@ -1,6 +1,8 @@
 """Statistics against closed forms, the singular value decomposition, and hand-written forward passes."""
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -309,3 +311,13 @@ def test_every_key_of_the_table_is_there_for_a_hidden_layer() -> None:
         "signal/L/forward_gain",
         "signal/L/backward_gain",
     }
+
+
+def test_nothing_of_a_measurement_stays_in_memory() -> None:
+    model = make_mlp()
+    outputs: list[weakref.ref[Tensor]] = []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: outputs.append(weakref.ref(output)))
+    measure(model)
+    gc.collect()
+    assert len(outputs) == 3 and not any(output() is not None for output in outputs)

@@ -134,6 +134,7 @@ class _Trace:
         finally:
             for handle in handles:
                 handle.remove()
+            self._trail.clear()  # a tensor's hook holds this trace: no garbage collector sees the circle
 
     def _read(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if module in self.paths:
