@@ -24,10 +24,11 @@ OPTIONS = sorted(path for path in (ROOT / "conf").rglob("*.yaml") if path.parent
 
 # Third-party package -> the modules (with all below them) that may import it.
 OWNERS = {
-    "mlflow": ["fanin.tracking", "fanin.query"],
+    "mlflow": ["fanin.tracking"],
     "optuna": ["fanin.sweep"],
     "hydra": ["fanin.app", "fanin.sweep", "hydra_plugins"],
     "omegaconf": ["fanin.app", "fanin.sweep", "hydra_plugins"],
+    "psycopg": ["fanin.postgres"],
     "torchvision": ["fanin.vision"],
 }
 # Module of ours -> the modules that may import it.
@@ -39,8 +40,10 @@ IMPORTERS = {
     ],
     "fanin.tracking": [
         *("fanin.app", "fanin.doctor", "fanin.report", "fanin.run", "fanin.sweep", "fanin.ui"),  # who stores
-        *("fanin.query", "fanin.server", "fanin.shipper", "fanin.shipping"),  # who knows how
+        *("fanin.shipper", "fanin.shipping"),  # who knows how
+        *("fanin.client", "fanin.postgres", "fanin.server", "fanin.source", "fanin.sqlite"),  # what is read
     ],
+    "fanin.source": ["fanin.query"],
     "hydra_plugins": [],
 }
 # Imports go downwards. What is not named here is a leaf, or below the results: level 0.
@@ -56,8 +59,9 @@ LEVELS = {
     "fanin.__main__": 6,
 }
 WITHOUT_TORCH = [
-    *("bulk", "compare", "database", "description", "folders", "leaderboard", "points", "query", "report"),
-    *("results", "schema", "server", "shipper", "shipping", "spool", "tracking", "view"),
+    *("bulk", "client", "compare", "database", "description", "folders", "history", "leaderboard", "points"),
+    *("postgres", "query", "report", "results", "schema", "server", "shipper", "shipping", "source", "spool"),
+    *("sqlite", "tracking", "view"),
 ]
 
 

@@ -5,10 +5,10 @@ import time
 import numpy
 import pandas
 import pytest
+from databases import lacking, postgres_copy
 from recorded import CONFIG, accuracy, copy_database, make_run, make_study, mlflow_server, new_database, train
 
-from fanin import query
-from fanin.database import Database
+from fanin import query, source
 from fanin.errors import ConfigError
 from fanin.shipping import ship, sync
 from fanin.spool import Spool
@@ -75,11 +75,25 @@ def server_uri(sqlite_project, tmp_path_factory):
         yield uri
 
 
-@pytest.fixture(params=["database", "client", "server"])
+@pytest.fixture(scope="module")
+def postgres(sqlite_project, tmp_path_factory):
+    if lacking():
+        pytest.skip(lacking())
+    with postgres_copy(sqlite_project / "mlflow.db", tmp_path_factory.mktemp("postgres")) as copy:
+        yield copy
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mirror", "server", "client"])
 def place(request, sqlite_project, monkeypatch):
-    """Keyword arguments that read the same study in three ways."""
+    """Keyword arguments that read the same study in five ways."""
     if request.param == "server":
         return {"uri": request.getfixturevalue("server_uri")}
+    if request.param == "postgres":
+        return {"uri": request.getfixturevalue("postgres").owner}
+    if request.param == "mirror":  # beside a server, which is dead and must not be asked
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        monkeypatch.setenv("FANIN_READ_URI", request.getfixturevalue("postgres").reader)
+        return {}
     if request.param == "client":
         monkeypatch.setattr("fanin.database.TESTED_REVISIONS", {"another"})
     return {"project": sqlite_project, "uri": "sqlite:///mlflow.db"}
@@ -202,10 +216,16 @@ def test_a_point_that_is_there_twice_counts_once_the_later_one(sqlite_project, t
     assert set(table[table["step"] == 1]["value"]) == {9.0}
 
 
-def test_a_database_of_an_untested_schema_is_left_to_mlflows_client(sqlite_project, monkeypatch):
-    assert Database(sqlite_project / "mlflow.db").supported
-    monkeypatch.setattr("fanin.database.TESTED_REVISIONS", set())
-    assert not Database(sqlite_project / "mlflow.db").supported
+def test_a_database_of_an_untested_schema_is_left_to_mlflow_and_said_once(sqlite_project, monkeypatch, caplog):
+    place = {"project": sqlite_project, "uri": "sqlite:///mlflow.db"}
+    query.runs("initializers", **place)
+    assert not caplog.messages
+    monkeypatch.setattr("fanin.database.TESTED_REVISIONS", {"another"})
+    monkeypatch.setattr("fanin.sqlite.SQLiteTables.points", None)  # must not be used
+    source._tell.cache_clear()
+    assert len(query.curves("initializers", "val/loss", **place)) == len(query.layers("initializers", **place)) // 2
+    (notice,) = caplog.messages
+    assert "mlflow.db" in notice and "dc11669786a5" in notice and "slower" in notice
 
 
 def test_reading_does_not_wait_for_a_writer(sqlite_project):

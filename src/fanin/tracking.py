@@ -195,6 +195,14 @@ class Tracker:
                 client.get_run(run)
             self._checked.add(run)
 
+    def request(self, method: str, route: str, **arguments: object) -> str:
+        """The answer of a server to a request that MLflow's client does not make, with the client's credentials."""
+        with self.translated():
+            from mlflow.tracking._tracking_service.utils import get_default_host_creds
+            from mlflow.utils.rest_utils import http_request_safe
+
+            return http_request_safe(get_default_host_creds(self.uri), route, method, **arguments).text
+
     def forget(self) -> None:
         """Drop what was remembered of a store that was replaced."""
         self._experiments.clear()

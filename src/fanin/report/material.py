@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas
-from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from fanin import query
 from fanin.leaderboard import counted, leaderboard
@@ -36,7 +35,7 @@ class Material:
 
 
 def gather(study: str, *, project: Path) -> Material:
-    """Read a study in four queries. Raises ConfigError with the nearest names for one that does not exist."""
+    """Read a study in a few queries. Raises ConfigError with the nearest names for one that does not exist."""
     about, runs = query.about(study, project=project), query.runs(study, project=project)
     runs, factors = pooled(runs, about.swept)
     by = tuple(factors) or ("variant",)
@@ -52,11 +51,11 @@ def gather(study: str, *, project: Path) -> Material:
     spread = scatter(runs, by=factors, **how)
     runs = counted(runs, **how).assign(place=_places(runs, board, by))
     places = runs.set_index("run_id")["place"]
-    curves = query.curves(study, _measured(runs), project=project)
+    curves = query.curves(study, _measured(study, runs, project), project=project)
     layers = query.layers(study, project=project)
     # runs that were recorded since the first query are left out
     curves, layers = (table[table["run_id"].isin(places.index)] for table in (curves, layers))
-    curves, layers = (table.assign(place=table["run_id"].map(places)) for table in (curves, layers))
+    curves, layers = (table.assign(place=places.loc[table["run_id"]].array) for table in (curves, layers))
     return Material(study, about, by, classes, runs, board, curves, layers, shares, spread)
 
 
@@ -75,11 +74,6 @@ def _keys(table: pandas.DataFrame, by: Sequence[str]) -> list[tuple[str, ...]]:
     return list(zip(*(table[key].astype(object).map(str) for key in by), strict=True))
 
 
-def _measured(runs: pandas.DataFrame) -> list[str]:
-    """The columns that may be metrics: reading the curves by name leaves the many per-layer ones out."""
-    return [
-        column
-        for column in runs.columns
-        if "." not in column and not column.startswith("best ")
-        if is_numeric_dtype(runs[column]) or is_bool_dtype(runs[column])
-    ]
+def _measured(study: str, runs: pandas.DataFrame, project: Path) -> list[str]:
+    """The metrics of whole runs: the many per-layer ones are read as a table of their own."""
+    return [key for key in query.metrics(study, project=project) if key in runs and not key.startswith("best ")]
