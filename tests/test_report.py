@@ -366,7 +366,7 @@ def many(monkeypatch, *, variants, replicates, epochs=15, layers=5):
     runs = runs.assign(**{"test/accuracy": draw.random(len(runs))})
     tags = {"fanin.study": "many", "fanin.run": "many", "fanin.reason": "done"}
     about = query.About("?", ("optimizer.lr",), "test/accuracy", "maximize", tags)
-    answers = {"runs": runs, "curves": curves, "layers": table.assign(**values), "about": about}
+    answers = {"runs": runs, "curves": curves, "layers": table.assign(**values), "about": about, "metrics": []}
     for name, answer in answers.items():
         monkeypatch.setattr(query, name, lambda *_, answer=answer, **__: answer)
 
