@@ -100,6 +100,7 @@ def fit(
                 train = train_epoch(objective, batches, scheduler=scheduler, stats=stats, average=average)
                 progress.seconds += time.perf_counter() - began
             layers = stats.measure() if stats else {}
+            layers |= stats.predict() if stats and epoch == 0 else {}
             with average.applied() if average else nullcontext():
                 val = evaluate(model, split.images, split.labels, index=split.val)
                 progress.judge(model, epoch=epoch, loss=val.loss)

@@ -1,0 +1,38 @@
+"""Per-layer statistics of weights, gradients, updates and activations, on a fixed probe batch in eval mode.
+
+Layer l computes z_l = W_l h_{l-1} + b_l (W as units x fan_in) and its activation h_l = phi(z_l). Sums run in
+float64. Nothing here draws a random number from a stream of training, updates a buffer or leaves a gradient
+behind, so the weights of a run are bit for bit the same with and without statistics.
+
+| key | meaning |
+| --- | --- |
+| weight/L/mean, std, absmax | over the entries of W (std: population) |
+| weight/L/norm, spectral_norm | the Frobenius norm, and the largest singular value |
+| weight/L/stable_rank | norm^2 / spectral_norm^2: from 1 to the rank, and 0 for W = 0 |
+| weight/L/sparsity | fraction of entries with abs(w) <= 1e-8 |
+| grad/L/norm | 2-norm of the gradient of the probe's mean cross-entropy by W |
+| update/L/ratio | norm(W_after - W_before) / norm(W_before) of the epoch's last step, projection included |
+| activation/L/mean, std | of h over the probe's inputs and the units (std: population) |
+| activation/L/dead | fraction of units that a rectifier holds at 0 for every input (of a conv: everywhere) |
+| activation/L/saturated | fraction of outputs on a flat end of phi: the outer 5 % of its bounded side |
+| signal/L/forward_gain | mean z_l^2 / mean z_{l-1}^2, with the input as z_0: mean field's q_l / q_{l-1} |
+| signal/L/backward_gain | sum (dL/dz_l)^2 / sum (dL/dz_{l+1})^2: mean field's chi; not for the last layer |
+| signal/L/predicted_forward_gain, predicted_backward_gain | the same by theory (prediction.py), at epoch 0 |
+
+L is the path of a Linear or Conv module; layers follow one another as the probe passes them. An activation
+belongs to the layer whose output it receives, directly or through norms, dropout and pooling; where a skip
+connection is added in between, it belongs to none. A ratio 0/0 is given as 0: no signal in, none out.
+"""
+
+from fanin.stats.kinds import LAYERS
+from fanin.stats.layers import LayerStats
+
+__all__ = ["LAYERS", "STATISTICS", "LayerStats"]
+
+STATISTICS = {
+    "weight": ("mean", "std", "absmax", "norm", "spectral_norm", "stable_rank", "sparsity"),
+    "grad": ("norm",),
+    "update": ("ratio",),
+    "activation": ("mean", "std", "dead", "saturated"),
+    "signal": ("forward_gain", "backward_gain"),
+}

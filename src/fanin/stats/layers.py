@@ -1,0 +1,110 @@
+"""Measuring the layers of a model on a fixed probe."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fanin import spectrum
+from fanin.evaluation import observing, wide_dtype
+from fanin.stats.gains import gains_between, layers_of, ratio, square
+from fanin.stats.prediction import predict
+from fanin.stats.reductions import moments, norm, rms, share
+from fanin.stats.trace import Trace
+from fanin.stats.trail import following
+
+SPARSE = 1e-8
+
+
+class LayerStats:
+    """Measures a model on a fixed probe: held-out `images` (N, C, H, W) and their `labels` (N,)."""
+
+    def __init__(self, model: nn.Module, *, images: Tensor, labels: Tensor):
+        self.model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        self.images, self.labels = images, labels
+        self.layers = layers_of(self.model)
+        self._before: dict[str, Tensor] = {}
+
+    def remember(self) -> None:
+        """Keep the weights as they are before a step, for the update ratio of the next `measure`."""
+        self._before = {path: layer.weight.detach().clone() for path, layer in self.layers.items()}
+
+    def measure(self) -> dict[str, float]:
+        """Every statistic by its key, after one wait for the device; infinite or NaN weights give NaN."""
+        with observing(self.model, device=self.images.device):
+            readings = self._read_weights() | self._read_updates() | self._read_probe()
+        updated, self._before = list(self._before), {}
+        found = _fetch(readings)
+        for path in self.layers:
+            _summarise_spectrum(found, path)
+        for path in updated:
+            found[f"update/{path}/ratio"] = ratio(found.pop(f"step/{path}"), found.pop(f"from/{path}"))
+        _summarise_signal(found)
+        return found
+
+    def predict(self) -> dict[str, float]:
+        """What theory says of the model as it is now, before training: predicted gains by their keys."""
+        with observing(self.model, device=self.images.device):
+            return predict(self.model, self.images).metrics("predicted_")
+
+    @torch.no_grad()
+    def _read_weights(self) -> dict[str, Tensor]:
+        readings = {}
+        for path, layer in self.layers.items():
+            weight = layer.weight.detach()
+            mean, std = moments(weight)
+            readings[f"weight/{path}/mean"] = mean
+            readings[f"weight/{path}/std"] = std
+            readings[f"weight/{path}/absmax"] = weight.abs().amax()
+            readings[f"weight/{path}/norm"] = norm(weight)
+            readings[f"weight/{path}/sparsity"] = share(weight.abs() <= SPARSE)
+            readings[f"weight/{path}/spectral_norm"] = spectrum.tridiagonal(weight.flatten(1))
+        return readings
+
+    @torch.no_grad()
+    def _read_updates(self) -> dict[str, Tensor]:
+        readings = {}
+        for path, before in self._before.items():
+            readings[f"step/{path}"] = norm(self.layers[path].weight - before)
+            readings[f"from/{path}"] = norm(before)
+        return readings
+
+    def _read_probe(self) -> dict[str, Tensor]:
+        """One forward and one backward pass of the probe; the model's own gradients stay as they are."""
+        trace = Trace(self.layers)
+        trained = {path: layer.weight for path, layer in self.layers.items() if layer.weight.requires_grad}
+        with torch.enable_grad(), following(self.model, self.layers, trace.read):
+            logits = self.model.forward(self.images)  # not __call__: compiled code would not run the hooks
+            loss = F.cross_entropy(logits, self.labels)
+            gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        readings = {"forward/": rms(self.images), **trace.readings}
+        for path, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                readings[f"grad/{path}/norm"] = norm(gradient)
+        return readings
+
+
+def _summarise_spectrum(found: dict[str, float], path: str) -> None:
+    norm, largest = found[f"weight/{path}/norm"], found[f"weight/{path}/spectral_norm"]
+    found[f"weight/{path}/stable_rank"] = square(ratio(norm, largest))
+
+
+def _summarise_signal(found: dict[str, float]) -> None:
+    """Replace the z_l's root mean squares, and the norms of their gradients, by the gains between layers."""
+    found |= gains_between(_take(found, "forward/"), _take(found, "backward/")).metrics()
+
+
+def _take(found: dict[str, float], prefix: str) -> dict[str, float]:
+    """Move the entries whose key starts with `prefix` out of `found`, in their order."""
+    keys = [key for key in found if key.startswith(prefix)]
+    return {key.removeprefix(prefix): found.pop(key) for key in keys}
+
+
+def _fetch(readings: dict[str, Tensor]) -> dict[str, float]:
+    """Bring all readings to the host in one transfer, and finish the spectra there."""
+    wide = wide_dtype(next(iter(readings.values())).device)
+    flat = torch.cat([reading.flatten().to(wide) for reading in readings.values()]).cpu()
+    parts = flat.split([reading.numel() for reading in readings.values()])
+    return {
+        key: spectrum.finish(part.view(2, -1)) if key.endswith("/spectral_norm") else part.item()
+        for key, part in zip(readings, parts, strict=True)
+    }
