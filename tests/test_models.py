@@ -20,7 +20,7 @@ from fanin.randomness import Streams
 CONF = Path(__file__).parent.parent / "conf"
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 INITIALIZERS = sorted(path.stem for path in (CONF / "initializer").glob("*.yaml"))
-OURS = ["mlp", "mlp_deep", "mlp_narrow", "cnn_small", "cnn"]  # with hidden layers of our own making
+OURS = ["mlp", "mlp_deep", "mlp_narrow", "mlp_wide", "cnn_small", "cnn"]  # with hidden layers of our own making
 STREAMS = Streams(seed=0, replicate=0)
 MNIST = (1, 28, 28)
 
@@ -51,6 +51,10 @@ SIZES = {
     "softmax": 784 * 10 + 10,
     "mlp": 784 * 256 + 256 + 256 * 256 + 256 + 256 * 10 + 10,
     "mlp_deep": 784 * 512 + 512 + 3 * (512 * 512 + 512) + 512 * 10 + 10,
+    "mlp_wide": 784 * 1024 + 1024 + 1024 * 512 + 512 + 512 * 10 + 10,
+    "mlp_miswired": 784 * 512 + 512 + 3 * (512 * 512 + 512) + 512 * 10 + 10,  # two layers of which are never used
+    "resmlp": 784 * 128 + 128 + 8 * 2 * (128 * 128 + 128) + 128 * 10 + 10,
+    "rescnn": 9 * 16 + 16 + 4 * (9 * 16 * 16 + 16) + 9 * 16 * 32 + 32 + 4 * (9 * 32 * 32 + 32) + 32 * 10 + 10,
     "mlp_narrow": 784 * 32 + 32 + 32 * 32 + 32 + 32 * 10 + 10,
     # Before batch norm there is no bias; it has two parameters a channel.
     "cnn_small": 25 * 10 + 25 * 10 * 20 + 320 * 50 + 2 * (10 + 20 + 50) + 50 * 10 + 10,
@@ -122,7 +126,7 @@ def test_layer_norm_normalises_each_image_over_all_units_of_each_hidden_layer(na
 def test_every_model_takes_images_of_other_shapes_and_other_numbers_of_classes(name, shape, classes):
     with torch.device("meta"):
         model = build(name, shape=shape, classes=classes)
-        assert model(torch.empty(5, *shape)).shape == (5, classes)
+        assert model(torch.empty(5, *shape)).shape == (5, getattr(model, "outputs", classes))
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -229,6 +233,39 @@ def test_the_norm_of_cnn_small_yields_to_that_of_regularization_and_to_model_nor
     options = options_of("model", "cnn_small") | {"norm": "none"}
     del options["_target_"]
     assert {type(norm) for norm in build_own(models.Cnn, **options).norms} == {nn.Identity}
+
+
+def test_the_head_of_a_cnn_is_linear_or_the_mistake_of_a_relu_on_the_logits():
+    linear, relu = build("cnn_small"), build("cnn_small", head="relu")
+    relu.load_state_dict(linear.state_dict())
+    x = images()
+    assert (linear(x) < 0).any()
+    torch.testing.assert_close(relu(x), linear(x).clamp(min=0))
+    with torch.no_grad():
+        relu.layers[3].bias[4] = -100  # a dead class: nothing can bring its logit back
+    F.cross_entropy(relu(x), torch.full((8,), 4)).backward()
+    assert not relu.layers[3].weight.grad[4].any() and relu.layers[3].weight.grad[3].any()
+
+
+# Three layers of five.
+
+
+def test_the_miswired_mlp_uses_its_first_three_layers_and_never_trains_the_others():
+    model, x = build("mlp_miswired"), images()
+    one, two, three, *unused = model.layers
+    expected = three(F.relu(two(F.relu(one(x.reshape(8, 784))))))
+    torch.testing.assert_close(model(x), expected)
+    F.cross_entropy(model(x), torch.arange(8)).backward()
+    assert all(parameter.grad is None for layer in unused for parameter in layer.parameters())
+    assert all(layer.weight.grad.any() for layer in (one, two, three))
+
+
+@pytest.mark.parametrize(
+    "widths, message", [([512, 512], "must name at least 3"), ([512, 512, 9], "must be at least the 10 classes")]
+)
+def test_a_miswired_mlp_too_short_or_narrow_for_the_labels_is_refused(widths, message):
+    with pytest.raises(ConfigError, match=f"model.widths: {message}"):
+        build("mlp_miswired", widths=widths)
 
 
 # Activations, by their formulas.
@@ -381,8 +418,8 @@ def test_what_a_users_class_cannot_take_is_refused(changes, message):
         build_own(Plain, **changes)
 
 
-@pytest.mark.parametrize("name", ["softmax", "resnet18", "torchvision"])
-@pytest.mark.parametrize("change", [{"norm": "batch"}, {"dropout": 0.5}])
+@pytest.mark.parametrize("name", ["softmax", "resnet18", "torchvision", "mlp_miswired"])
+@pytest.mark.parametrize("change", [{"norm": "batch"}, {"dropout": 0.5}, {"stochastic_depth": 0.2}])
 def test_norm_or_dropout_is_refused_where_it_would_do_nothing(name, change):
     [key] = change
     with pytest.raises(ConfigError, match=f"regularization.{key}: .* has no place for {key}"):
@@ -429,6 +466,7 @@ def test_a_model_that_does_not_fit_the_data_is_refused(make, factory, message):
         ("cnn", dict(stages=[]), "model.stages: must be a list of lists"),
         ("cnn", dict(stages=[[]]), "model.stages: must hold at least one convolution a stage"),
         ("cnn", dict(stages=[16]), "model.stages: must be a list of positive integers"),
+        ("cnn", dict(head="softmax"), "model.head: 'softmax' is not one of: linear, relu"),
         ("cnn", dict(kernel=0), "model.kernel: must be a positive integer, got 0"),
         ("cnn", dict(padding=3), "model.padding: must be in 0..kernel - 1, got 3"),
         (

@@ -450,8 +450,10 @@ def load_model(folder: Path, weights: str = "best") -> nn.Module:
 def draw(test: Evaluation, split: data.Split, folder: Path) -> None:
     """A confusion matrix, and test images with their true and predicted labels."""
     truth, predicted = split.test_labels.cpu(), test.predicted.cpu()
-    matrix = pictures.confusion_matrix(truth, predicted, classes=split.classes)
-    labels = np.arange(split.classes)
+    beyond = bool((predicted >= split.classes).any())  # of a model with more logits than classes: they share a column
+    classes = split.classes + beyond
+    matrix = pictures.confusion_matrix(truth, predicted.clamp(max=classes - 1), classes=classes)
+    labels = np.arange(classes)
     head = ",".join(["true", *map(str, labels)])  # MLflow's table takes the first row for the names of columns
     rows = np.column_stack([labels, matrix])
     np.savetxt(folder / "confusion_matrix.csv", rows, fmt="%d", delimiter=",", header=head, comments="")

@@ -15,9 +15,12 @@ from torch import nn
 from fanin.errors import ConfigError, require
 from fanin.models.cnn import Cnn
 from fanin.models.dropout import check_probability
+from fanin.models.miswired import MlpMiswired
 from fanin.models.mlp import Mlp
 from fanin.models.noise import load_noise_state, noise_state, seed_noise
 from fanin.models.norm import check_norm
+from fanin.models.rescnn import ResCnn
+from fanin.models.resmlp import ResMlp
 from fanin.models.softmax import Softmax
 from fanin.models.zoo import torchvision_classifier
 from fanin.signatures import accepts, check_options, label
@@ -25,6 +28,9 @@ from fanin.signatures import accepts, check_options, label
 __all__ = [
     "Cnn",
     "Mlp",
+    "MlpMiswired",
+    "ResCnn",
+    "ResMlp",
     "Softmax",
     "build",
     "draft",
@@ -101,7 +107,10 @@ def draft(factory: Callable[..., nn.Module], **arguments: Any) -> nn.Module:
 
 @torch.no_grad()
 def check_fit(model: nn.Module, *, in_shape: tuple[int, int, int], classes: int) -> None:
-    """Pass two black images through the model; its state stays. Raises ConfigError if no logits come out."""
+    """Pass two black images through the model; its state stays. Raises ConfigError if no logits come out.
+
+    One for each class, that is, unless the model says by an attribute `outputs` that it has more.
+    """
     kind = type(model).__name__
     require(isinstance(model, nn.Module), "model._target_", "must make a torch.nn.Module", kind)
     parameter = next(model.parameters(), torch.empty(0))
@@ -118,6 +127,6 @@ def check_fit(model: nn.Module, *, in_shape: tuple[int, int, int], classes: int)
         model.train(was_training)
     if not isinstance(logits, torch.Tensor):
         raise ConfigError(f"model: must return one tensor of logits, got {type(logits).__name__}")
-    found, expected = tuple(logits.shape), (2, classes)
+    found, expected = tuple(logits.shape), (2, getattr(model, "outputs", classes))
     rule = f"does not fit the data: two images of {shape} must give logits of shape {expected}"
     require(found == expected, "model", rule, found)

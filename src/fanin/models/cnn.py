@@ -6,11 +6,13 @@ from itertools import accumulate, chain, pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fanin.errors import ConfigError, require
+from fanin.errors import ConfigError, require, unknown
 from fanin.models.activation import activation as activation_module
 from fanin.models.dropout import Dropout
 from fanin.models.mlp import check_widths
 from fanin.models.norm import centres_each_unit, norm_1d, norm_2d
+
+HEADS = {"linear": nn.Identity, "relu": nn.ReLU}
 
 
 class Cnn(nn.Module):
@@ -19,6 +21,8 @@ class Cnn(nn.Module):
     `stages` lists the channels of the convolutions of each stage; 2x2 max-pooling with stride 2 ends a stage.
     `hidden` lists the widths of the linear layers that follow. Each hidden layer, convolutional or linear, is
     layer, norm, activation, (pooling,) dropout in this order; dropout drops single units, not channels.
+    `head` is "linear", or "relu": a ReLU on the logits, known from tutorials. A class whose logit is below 0 for every
+    image is dead then: it gets no gradient.
     """
 
     def __init__(
@@ -35,10 +39,13 @@ class Cnn(nn.Module):
         dropout: float,
         groups: int = 1,
         norm_noise: float = 0.0,
+        head: str = "linear",
     ):
         super().__init__()
         height, width = final_size(in_shape, stages=stages, kernel=kernel, padding=padding)
         check_widths("model.hidden", hidden)
+        if head not in HEADS:
+            raise unknown("model.head", head, HEADS)
         channels = [in_shape[0], *chain.from_iterable(stages)]
         features = [channels[-1] * height * width, *hidden]
         bias = not centres_each_unit(norm)  # batch norm would subtract it again with the mean
@@ -48,6 +55,7 @@ class Cnn(nn.Module):
         norms += [norm_1d(norm, n, groups=groups, noise=norm_noise) for n in hidden]
         self.pooled = set(accumulate(len(stage) for stage in stages))  # numbers of the last layers of a stage
         self.layers = nn.ModuleList([*convolutions, *linear, nn.Linear(features[-1], classes)])
+        self.head = HEADS[head]()
         self.norms = nn.ModuleList(norms)
         self.activations = nn.ModuleList(activation_module(activation) for _ in norms)
         self.dropouts = nn.ModuleList(Dropout(dropout) for _ in norms)
@@ -60,7 +68,7 @@ class Cnn(nn.Module):
             x = activation(norm(layer(x)))
             x = F.max_pool2d(x, 2) if number in self.pooled else x
             x = dropout(x)
-        return logits(x.flatten(1))
+        return self.head(logits(x.flatten(1)))
 
 
 def final_size(
