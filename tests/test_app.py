@@ -231,6 +231,15 @@ CONTRADICTIONS = {
         ["train", "regularization=stochastic_depth"],
         ["regularization.stochastic_depth", "Mlp has no place", "resmlp"],
     ),
+    "fixup without branches": (
+        ["train", "initializer=fixup"],
+        ["initializer: fixup needs residual branches", "model=resmlp", "model.branch=fixup"],
+    ),
+    "rezero on plain branches": (
+        ["train", "model=rescnn", "initializer=rezero"],
+        ["initializer: rezero sets learned numbers", "take model.branch=gated"],
+    ),
+    "a scale that is not used": (["train", "model=resmlp", "model.scale=0.5"], ["model.scale", "model.branch=scaled"]),
     "sparse adam": (["train", "optimizer=sparse_adam"], ["sparse gradients", "take adam"]),
     "tf32 on a cpu": (["train", "hardware=cpu", "hardware.precision=tf32"], ["tf32 exists on cuda only"]),
     "mps elsewhere": (["train", "hardware=mps"], ["hardware.device: this machine has no mps"]),

@@ -53,6 +53,14 @@ def mlp(widths=(256, 256), **arguments) -> nn.Module:
     return models.Mlp(widths=widths, **settings | arguments)
 
 
+BRANCHES = {"fixup": "fixup", "rezero": "gated", "skipinit": "gated"}  # who needs a residual model, and which
+
+
+def residual(branch: str) -> nn.Module:
+    settings = dict(in_shape=(1, 28, 28), classes=10, activation="relu", norm="none", dropout=0.0, scale=None)
+    return models.ResMlp(width=16, depth=2, branch=branch, **settings)
+
+
 # Scale: name, options, shape, the standard deviation worked out by hand.
 NORMAL = [
     (init.normal, dict(mean=0, std=1), LINEAR, 1),
@@ -445,7 +453,7 @@ def test_options_that_an_initializer_does_not_have_or_lacks_are_refused():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_on_the_meta_device_everything_is_checked_and_nothing_drawn(path):
     with torch.device("meta"):
-        model = mlp()
+        model = residual(BRANCHES[path.stem]) if path.stem in BRANCHES else mlp()
     nothing = torch.empty(100, 1, 28, 28, device="meta"), torch.empty(100, device="meta")
     initialize(model, path.stem, images=nothing[0], labels=nothing[1], streams=STREAMS)
     assert all(parameter.is_meta for parameter in model.parameters())

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from initialized import initialize
 from torch import Tensor, nn
 
 from fanin import initializers, models
@@ -202,3 +203,91 @@ def test_norm_and_dropout_go_between_the_two_layers_of_a_branch(name: str, norm:
 def test_options_that_make_no_residual_network_are_refused(name: str, changes: dict[str, Any], message: str) -> None:
     with torch.device("meta"), pytest.raises(ConfigError, match=message):
         build(name, **changes)
+
+
+# Initializers of residual branches.
+
+IDENTITIES = {"fixup": "fixup", "rezero": "gated", "skipinit": "gated"}  # and the branch they need
+
+
+def initialized(model: nn.Module, name: str, *, streams: Streams = STREAMS, **changes: Any) -> Any:
+    initialize(model, name, images=images(), labels=torch.arange(8), streams=streams, **changes)
+    return model
+
+
+@pytest.mark.parametrize("initializer", IDENTITIES)
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_every_block_starts_as_exactly_the_identity_however_many_there_are(
+    name: str, activation: str, initializer: str
+) -> None:
+    model = initialized(build(name, depth=20, branch=IDENTITIES[initializer], activation=activation), initializer)
+    passed: list[tuple[Tensor, Tensor]] = []
+    for block in blocks_of(model):
+        block.register_forward_hook(lambda _, inputs, output: passed.append((inputs[0], output)))
+    model(images())
+    assert len(passed) == len(blocks_of(model)) >= 20
+    assert all(torch.equal(before, after) and before.any() for before, after in passed)
+
+
+@pytest.mark.parametrize("depth", [1, 9])
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_fixup_shrinks_the_first_layers_and_zeroes_the_last_ones_and_the_logits(name: str, depth: int) -> None:
+    """Std sqrt(2 / fan_in) L^(-1 / (2 m - 2)) with m = 2 layers a branch, and L branches."""
+    model = build(name, depth=depth, branch="fixup")
+    disturb(model)
+    initialized(model, "fixup")
+    reference = initialized(build(name, depth=depth), "he_normal")
+    count = len(blocks_of(model))
+    assert count == depth * (1 if name == "resmlp" else 2)
+    for block, he in zip(blocks_of(model), blocks_of(reference), strict=True):
+        parts, weight = block.branch, block.branch.first.weight
+        torch.testing.assert_close(weight, he.branch.first.weight / math.sqrt(count))
+        std = math.sqrt(2 / weight[0].numel() / count)
+        assert weight.std().item() == pytest.approx(std, rel=5 / math.sqrt(2 * weight.numel()))
+        assert not parts.last.weight.any()
+        assert [n.item() for n in (parts.gate.weight, parts.shift_first.bias, parts.shift_activation.bias)] == [1, 0, 0]
+        assert [n.item() for n in (parts.shift_last.bias, parts.shift_end.bias)] == [0, 0]
+    assert not model.head.weight.any()
+    assert F.cross_entropy(model(images()), torch.arange(8)).item() == pytest.approx(math.log(10))
+
+
+def test_skipinit_and_rezero_set_the_numbers_that_multiply_the_branches_and_leave_the_weights_to_others() -> None:
+    he, xavier = (initialized(build("resmlp"), name) for name in ("he_normal", "xavier_normal"))
+    skipped = initialized(build("resmlp", branch="gated"), "skipinit", alpha=0.25)
+    rezero = initialized(build("resmlp", branch="gated"), "rezero")
+    for model, reference, alpha in ((skipped, he, 0.25), (rezero, xavier, 0.0)):
+        state = model.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in reference.state_dict().items())
+        assert {block.branch.gate.weight.item() for block in blocks_of(model)} == {alpha}
+
+
+@pytest.mark.parametrize("initializer", IDENTITIES)
+def test_a_network_of_64_blocks_learns_from_each_of_them_and_every_parameter_moves(initializer: str) -> None:
+    model = initialized(build("resmlp", width=16, depth=64, branch=IDENTITIES[initializer]), initializer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
+    x, labels = images(), torch.arange(8)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] < 3 and losses[-1] < 0.3
+    assert all(not torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("initializer", IDENTITIES)
+def test_branches_without_numbers_to_set_are_refused_with_the_branch_that_has_them(initializer: str) -> None:
+    rule = (
+        f"initializer: {initializer} sets learned numbers in the branches: take model.branch={IDENTITIES[initializer]}"
+    )
+    with pytest.raises(ConfigError, match=rule):
+        initialized(build("resmlp"), initializer)
+
+
+def test_an_alpha_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match="initializer.alpha: must be a finite number, got 'zero'"):
+        initialized(build("resmlp", branch="gated"), "skipinit", alpha="zero")

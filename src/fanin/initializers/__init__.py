@@ -14,6 +14,7 @@ Or a function `f(model, *, ...)`, as in `whole`, which may see data. An option t
 
 from fanin.initializers.closed_form import constant, normal, ones, uniform, zeros
 from fanin.initializers.layers import bind, check_bias, fill_biases, fill_weights, initialize
+from fanin.initializers.residual import fixup, rezero, skipinit
 from fanin.initializers.roles import Layer
 from fanin.initializers.scaled import (
     he_normal,
@@ -37,6 +38,7 @@ __all__ = [
     "constant",
     "fill_biases",
     "fill_weights",
+    "fixup",
     "he_normal",
     "he_uniform",
     "initialize",
@@ -47,6 +49,8 @@ __all__ = [
     "normal",
     "ones",
     "orthogonal",
+    "rezero",
+    "skipinit",
     "torch_default",
     "uniform",
     "xavier_normal",

@@ -11,6 +11,7 @@ if its signature names them, besides its own options:
 | name | what |
 | --- | --- |
 | images, labels | the run's own training images (N, C, H, W) and labels (N,); never validation or test |
+| in_shape | the shape of an image, (C, H, W) |
 | streams | the run's random streams: ask for streams.generator("init", <a name>) |
 | generator | or one such generator, on the CPU |
 
@@ -33,7 +34,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from fanin.randomness import Streams
 from fanin.signatures import accepts, asked, check_options
 
-SUPPLIED = ("model", "streams", "generator", "images", "labels")
+SUPPLIED = ("model", "streams", "generator", "images", "labels", "in_shape")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -98,6 +99,7 @@ def initialize_whole(
         if accepts(function, name):
             given[name] = values.index_select(0, index)
     given["streams"], given["generator"] = streams, streams.generator("init", "whole model")
+    given["in_shape"] = tuple(images.shape[1:])
     modes = [(module, module.training) for module in model.modules()]
     torch.manual_seed(streams.derive("init", "whole model"))
     steps = function(model, **asked(function, **given))
