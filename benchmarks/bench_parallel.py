@@ -21,18 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import Figure, judge, project
+from figures import Figure, judge, project, study_of
 
 from fanin.run import Trainer
 from fanin.spool import Spool
-from fanin.sweep import devices, launch
+from fanin.sweep import devices
 from fanin.sweep.checks import grid_of
 from fanin.sweep.engine import coordinate, declare, shipping
-from fanin.sweep.folder import Outcome, StudyFolder
+from fanin.sweep.folder import Outcome
 from fanin.sweep.grid import GridPlan
 from fanin.sweep.plan import Job
-from fanin.sweep.reading import Settings, read_study
-from fanin.sweep.study import Budget
 from fanin.sweep.workers import Pool
 
 WORKERS = 2
@@ -141,15 +139,7 @@ def measure(pool: Pool, epochs: Sequence[int], given: Sequence[str], *, plan: ty
     """From the first run's start to the last one's end, for runs of so many epochs."""
     points = ",".join(f"{{optimizer.lr:{1e-3 + 1e-6 * i},epochs:{n}}}" for i, n in enumerate(epochs))
     name = f"n{time.monotonic_ns()}"
-    with launch.project_loader() as (loader, found):
-        study = read_study(
-            loader,
-            config_name="config",
-            hydra_overrides=found,
-            arguments=[f"study.name={name}", f"study.points=[{points}]", *given],
-            settings=Settings(None, {"name": "grid"}, None, Budget()),
-        )
-        folder = StudyFolder(Path(".fanin") / name)
+    with study_of([f"study.name={name}", f"study.points=[{points}]", *given]) as (study, folder):
         declare(study, folder, Path.cwd(), command="")
         with contextlib.redirect_stdout(io.StringIO()), shipping(study, Path.cwd()) as shipper:
             folder.spool.append("start")
@@ -158,7 +148,6 @@ def measure(pool: Pool, epochs: Sequence[int], given: Sequence[str], *, plan: ty
             tally = coordinate(study, jobs, pool, shipper)
             wall = time.monotonic() - began
             shipper.close(60.0)  # in peace, before the next is timed
-        folder.close()
     assert tally.finished == len(epochs), tally
     clocks = [file.read_text().split() for file in folder.path.glob("runs/*/clock")]
     cpu, busy = (sum(float(clock[i]) for clock in clocks) for i in (0, 1))

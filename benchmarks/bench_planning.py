@@ -8,22 +8,14 @@ from, is shown apart: what must be flat is ours.
 """
 
 import argparse
-import contextlib
-import io
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from figures import Figure, judge, project
+from figures import Figure, judge, played, project, study_of
 
 from fanin.spool import Spool
-from fanin.sweep import launch
-from fanin.sweep.checks import grid_of
-from fanin.sweep.engine import Unshipped, coordinate, make_plan
-from fanin.sweep.folder import StudyFolder
-from fanin.sweep.reading import Settings, read_study
-from fanin.sweep.study import Budget, Study
 from fanin.sweep.workers import Pool
 
 BOUND = 0.05  # CPU seconds a trial
@@ -76,26 +68,17 @@ def main() -> int:
 def measure(sampler: str, trials: int, sampling: Callable[[], float]) -> tuple[float, float]:
     """CPU seconds a trial: ours, and Optuna's sampler's."""
     measure.number += 1
-    with launch.project_loader() as (loader, found):
-        study = read_study(
-            loader,
-            config_name="config",
-            hydra_overrides=found,
-            arguments=[f"study.name=n{measure.number}", "epochs=1", *space_of(sampler, trials)],
-            settings=Settings(None, {"name": sampler}, None, Budget(trials=None if sampler == "grid" else trials)),
-        )
+    arguments = [f"study.name=n{measure.number}", "epochs=1", *space_of(sampler, trials)]
+    with study_of(arguments, sampler=sampler, trials=None if sampler == "grid" else trials) as (study, folder):
         pool = Pool("bench_planning:Instant", arguments={}, size=1, threads=1)
-        folder = StudyFolder(Path(".fanin") / study.name)
         try:
             pool.fill(1)
             sampling()
             began = time.process_time()
-            with contextlib.redirect_stdout(io.StringIO()):
-                run(study, folder, pool)
+            played(study, folder, pool)
             spent, optunas = time.process_time() - began, sampling()
         finally:
             pool.close()
-            folder.close()
     return (spent - optunas) / trials, optunas / trials
 
 
@@ -106,13 +89,6 @@ def space_of(sampler: str, trials: int) -> list[str]:
     if sampler == "grid":
         return ["optimizer.lr=" + ",".join(f"{1e-4 * 1.001**number:.8g}" for number in range(trials))]
     return ["optimizer.lr=tag(log,interval(1e-5,1))", "regularization.dropout=interval(0,0.8)"]
-
-
-def run(study: Study, folder: StudyFolder, pool: Pool) -> None:
-    grid = study.sampler["name"] == "grid"
-    plan = make_plan(study, grid_of(study) if grid else None, folder, extend=False)
-    tally = coordinate(study, plan, pool, Unshipped())
-    assert tally.finished == plan.total, tally
 
 
 def time_sampler() -> Callable[[], float]:

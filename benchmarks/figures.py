@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -70,3 +71,34 @@ def sweep(overrides: Sequence[str]) -> str:
         print(said.getvalue(), file=sys.stderr)
         raise RuntimeError(f"the sweep ended with exit code {code}")
     return said.getvalue()
+
+
+@contextlib.contextmanager
+def study_of(arguments: Sequence[str], *, sampler: str = "grid", trials: int | None = None) -> Iterator[Any]:
+    """(study, its folder) of a multirun's arguments, ready to be planned."""
+    from fanin.sweep import launch
+    from fanin.sweep.folder import StudyFolder
+    from fanin.sweep.reading import Settings, read_study
+    from fanin.sweep.study import Budget
+
+    settings = Settings(None, {"name": sampler}, None, Budget(trials=trials))
+    with launch.project_loader() as (loader, found):
+        study = read_study(loader, config_name="config", hydra_overrides=found, arguments=arguments, settings=settings)
+        folder = StudyFolder(Path(".fanin") / study.name)
+        try:
+            yield study, folder
+        finally:
+            folder.close()
+
+
+def played(study: Any, folder: Any, pool: Any) -> Any:
+    """The plan of a study after the real coordinator has played it, silently, with the workers of `pool`."""
+    from fanin.sweep.checks import grid_of
+    from fanin.sweep.engine import Unshipped, coordinate, make_plan
+
+    grid = study.sampler["name"] == "grid"
+    plan = make_plan(study, grid_of(study) if grid else None, folder, extend=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        tally = coordinate(study, plan, pool, Unshipped())
+    assert tally.finished == plan.total, tally
+    return plan

@@ -124,7 +124,7 @@ def test_failures_are_counted_on_the_board_and_stay_as_lines(time):
     assert "initializer=ones r0  val/accuracy" not in output  # one that went well is on the board only
 
 
-def test_without_a_terminal_each_end_is_a_line_and_progress_comes_now_and_then(time):
+def test_without_a_terminal_each_end_is_a_line_the_first_epoch_too_and_progress_comes_now_and_then(time):
     shown = show(terminal=False)
     shown.start(total=12, done=2)
     shown.begin("a", name="initializer=zeros r0", epochs=9)
@@ -137,7 +137,8 @@ def test_without_a_terminal_each_end_is_a_line_and_progress_comes_now_and_then(t
     shown.close()
     assert lines(shown) == [
         "  [ 2/12]  initializer=zeros r0  epoch 0/9  train loss 0.5000  val acc 0.2500",
-        "  [ 2/12]  initializer=zeros r0  epoch 6/9  train loss 0.5000  val acc 0.2500",
+        "  [ 2/12]  initializer=zeros r0  epoch 1/9  train loss 0.5000  val acc 0.2500",
+        "  [ 2/12]  initializer=zeros r0  epoch 7/9  train loss 0.5000  val acc 0.2500",
         "  [ 3/12]  initializer=zeros r0  diverged, counts as val/accuracy 0.1000",
         "  [ 4/12]  initializer=ones r0  pruned: median",
         "  stopping",

@@ -55,7 +55,7 @@ class Display:
         self.failed = 0
         self.every_epoch = every_epoch
         self._live: Live | None = None
-        self._line = 0.0
+        self._line = -math.inf
         self._began = time.monotonic()
         self._first = True
         self._widest = 0
@@ -109,10 +109,14 @@ class Display:
         run.accuracy = metrics.get("val/accuracy", math.nan)
         if self.every_epoch:
             self.say(f"  {_describe(run)}  ({clock(time.monotonic() - run.started)})")
-        elif not self.live and (self._first or time.monotonic() - self._line > LINE_EVERY):
+        elif not self.live and (self._is_first(run) or time.monotonic() - self._line > LINE_EVERY):
             self._line = time.monotonic()
-            self._first = False
             self.say(f"  {self._counts()}  {_describe(run)}")
+
+    def _is_first(self, run: Running) -> bool:
+        """The first epoch of training is shown at once, so that one sees that it learns."""
+        first, self._first = self._first, self._first and run.epoch == 0
+        return first and run.epoch > 0
 
     def end(self, key: str, *, variant: str, name: str, verdict: str, value: float, style: str = "") -> None:
         run = self.running.pop(key, None)
