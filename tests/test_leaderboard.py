@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from fanin.errors import ConfigError
-from fanin.leaderboard import half_width, leaderboard, render, render_markdown
+from fanin.leaderboard import half_width, lead, leaderboard, render, render_markdown
 
 NAN = math.nan
 
@@ -115,6 +115,12 @@ def test_markdown_is_a_table_with_a_cell_per_column():
         "| ---: | --- | ---: | ---: | ---: |",
         "| 1 &nbsp; | a\\|b &nbsp; | 0.9150 ± 0.0635 &nbsp; | 2 &nbsp; | 2.0 &nbsp; |",
     ]
+
+
+def test_the_lead_is_one_sentence_with_the_best_variant():
+    table = rank(table_of(finished("he", 0.9, 0.92) + finished("zeros", 0.1, 0.1)))
+    assert lead(table) == "**initializer=he** leads with val/accuracy **0.9100 ± 0.1271**."
+    assert lead(table.head(0)) == "" and lead(rank(table_of([("he", NAN, False, "RUNNING", None)]))) == ""
 
 
 def test_unknown_columns_and_directions_are_refused():

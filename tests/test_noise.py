@@ -189,3 +189,6 @@ def test_a_sweep_of_seeds_ends_with_where_the_noise_comes_from(project: Path, ca
     table = first[first.index("Where the noise") : first.index("\nThis session")].strip()
     assert "6 runs, 2 init x 3 order seeds" in table and table in second
     assert "1  default" in first
+    assert main(["report", "luck"]) == 0
+    page = (project / "reports" / "luck.html").read_text()
+    assert "Of the variance between runs with other seeds: init " in page and 'id="noise"' in page

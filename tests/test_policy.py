@@ -24,7 +24,8 @@ OPTIONS = sorted(path for path in (ROOT / "conf").rglob("*.yaml") if path.parent
 
 # Third-party package -> the modules (with all below them) that may import it.
 OWNERS = {
-    "mlflow": ["fanin.tracking"],
+    "matplotlib": ["fanin.report.stills"],
+    "mlflow": ["fanin.tracking", "fanin.registry"],
     "optuna": ["fanin.sweep"],
     "hydra": ["fanin.app", "fanin.sweep", "hydra_plugins"],
     "omegaconf": ["fanin.app", "fanin.sweep", "hydra_plugins"],
@@ -36,10 +37,10 @@ IMPORTERS = {
     "fanin.app": ["fanin.__main__"],
     "fanin.query": [
         *("fanin", "fanin.app", "fanin.comparison", "fanin.report"),
-        *("fanin.results", "fanin.sweep", "fanin.ui"),
+        *("fanin.registry", "fanin.results", "fanin.sweep", "fanin.ui"),
     ],
     "fanin.tracking": [
-        *("fanin.app", "fanin.doctor", "fanin.report", "fanin.run", "fanin.sweep", "fanin.ui"),  # who stores
+        *("fanin.app", "fanin.doctor", "fanin.registry", "fanin.report", "fanin.run", "fanin.sweep", "fanin.ui"),
         *("fanin.shipper", "fanin.shipping"),  # who knows how
         *("fanin.client", "fanin.postgres", "fanin.server", "fanin.source", "fanin.sqlite"),  # what is read
     ],
@@ -52,6 +53,7 @@ LEVELS = {
     "fanin.run": 2,
     "fanin.sweep": 3,
     "fanin.doctor": 4,
+    "fanin.registry": 3,
     "fanin.report": 4,  # the factors that matter, as a sweep's own summary weighs them
     "fanin.results": 4,
     "hydra_plugins": 4,

@@ -1,6 +1,7 @@
 """The report: its numbers against pandas and scipy, and the page in a real browser."""
 
 import html
+import itertools
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 import numpy
 import pandas
 import pytest
+from PIL import Image
 from recorded import CONFIG, make_run, make_study, new_database, train
 from scipy import stats
 
@@ -22,7 +24,8 @@ from fanin import query, report
 from fanin.app import main
 from fanin.comparison import compare
 from fanin.errors import ConfigError
-from fanin.report import series
+from fanin.histograms import HISTOGRAMS
+from fanin.report import budget, figures, files, series, stills
 from fanin.report.material import gather
 from fanin.report.page import render
 from fanin.shipping import sync
@@ -41,6 +44,11 @@ POINTS = [(name, lr) for name in ("he_normal", EVIL) for lr in (0.1, 0.001)]
 LAYERS = ("layers.0", "layers.2", "layers.10")
 LAST, REPLICATES, CLASSES = 4, 3, 10
 LOST = (3, 2)  # the variant and replicate that diverge, after epoch 1
+
+
+SHAPES = {
+    layer: {"epochs": [0, 4], "bounds": [1.0, 2.0], "counts": [[0] * 15 + [1, 1] + [0] * 15] * 2} for layer in LAYERS
+}
 
 
 def value(variant, replicate, epoch):
@@ -105,6 +113,8 @@ def finished(tmp_path_factory):
             for replicate in range(REPLICATES):
                 folder = run_of(study, variant, replicate)
                 clock = 10_000 + 1_000 * (variant + len(POINTS) * replicate)
+                folder.artifacts.mkdir(parents=True)
+                (folder.artifacts / HISTOGRAMS).write_text(json.dumps(SHAPES))
                 if (variant, replicate) == LOST:
                     train(folder, last=2, clock=clock, metrics=records(*LOST), reason="diverged")
                 else:
@@ -145,6 +155,11 @@ def bare(tmp_path, monkeypatch):
     end_study(study)
     ship(tmp_path)
     return tmp_path
+
+
+def page(study, project):
+    material = gather(study, project=project)
+    return render(material, figures.draw(material))
 
 
 def data_of(text):
@@ -268,7 +283,7 @@ def test_nothing_in_it_refers_to_anything_outside(finished):
 
 
 def test_runs_that_were_stopped_are_listed_with_their_reasons(half):
-    text = render(gather("demo", project=half))
+    text = page("demo", half)
     shown = section_of(text, "ended")
     for outcome, reason in (("pruned", "pruned: median"), ("failed", "out of memory"), ("running", "")):
         assert f"<td>{outcome}</td><td>{reason}</td>" in shown
@@ -276,7 +291,7 @@ def test_runs_that_were_stopped_are_listed_with_their_reasons(half):
 
 
 def test_a_study_that_goes_on_says_so_and_ranks_what_is_finished(half):
-    text = render(gather("demo", project=half))
+    text = page("demo", half)
     assert "The study has not ended. 1 of its runs is still running." in text
     assert "<b>he_normal · lr=0.1</b> has the best mean val/accuracy" in section_of(text, "answer")
     found = data_of(text)["variants"]
@@ -285,7 +300,7 @@ def test_a_study_that_goes_on_says_so_and_ranks_what_is_finished(half):
 
 
 def test_a_study_without_runs_is_a_page_that_says_what_is_missing(empty):
-    text = render(gather("demo", project=empty))
+    text = page("demo", empty)
     assert "No run of this study is recorded yet" in text and "fanin sweep demo" in text
 
 
@@ -309,7 +324,7 @@ def test_a_race_is_judged_by_its_own_tests_only(finished):
     note = f"## a study\n\n{race}\n\nThis session: 9 finished."
     tags = {**material.about.tags, "fanin.racing": "{}", "mlflow.note.content": note}
     raced = replace(material, about=replace(material.about, tags=tags))
-    shown = section_of(render(raced), "answer")
+    shown = section_of(render(raced, figures.draw(raced)), "answer")
     assert "<li>zeros: &lt;dropped&gt;</li><li>left: he_normal</li></ul>" in shown
     assert "Holm" not in shown and "sign-flip" not in shown
 
@@ -321,6 +336,42 @@ def test_the_page_is_attached_to_the_studys_parent_run(finished):
     attached = list(finished.path.parent.parent.glob("mlartifacts/demo/*/artifacts/demo.html"))
     assert finished.unattached == "" and len(attached) == 1
     assert attached[0].read_bytes() == finished.path.read_bytes()
+
+
+def test_the_key_figures_are_pictures_among_the_parent_runs_files(finished):
+    project = finished.path.parent.parent
+    folders = list((project / "mlartifacts" / "demo").glob("*/artifacts/figures"))
+    assert len(folders) == 1
+    paths = list(folders[0].iterdir())
+    assert {path.name for path in paths} == {"leaderboard.png", "curves.png", "grid.png", "layers.png"}
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.width > 400 and len(numpy.unique(numpy.asarray(picture.convert("L")))) > 20
+
+
+@pytest.mark.parametrize("state", ["half", "bare", "empty"])
+def test_a_study_with_little_to_show_has_the_pictures_it_has_material_for(request, state, tmp_path):
+    drawn = figures.draw(gather("demo", project=request.getfixturevalue(state)))
+    written = [path.stem for path in stills.write(drawn, tmp_path)] if drawn else []
+    assert written == {"half": ["leaderboard", "curves", "grid", "layers"], "bare": ["leaderboard"], "empty": []}[state]
+
+
+def test_the_budgets_curves_are_the_expected_best_of_all_choices_of_n(finished):
+    drawn = data_of(finished.path.read_text())
+    means = [one["mean"] for one in drawn["variants"]]
+    assert drawn["budget"] is None and len(means) == 4  # too few for a curve
+    many_ = [{"mean": value, "last": value, "runs": [1], "seconds": 2.0} for value in (0.1, 0.5, 0.3, 0.9, 0.2)]
+    many_.append({"mean": None, "last": 0.7, "runs": [], "seconds": 2.0})  # stopped early
+    axes = [{"key": "a", "names": ["x", "y"], "level": [0, 0, 0, 1, 1, 1]}, {"key": "lr", "names": None, "level": []}]
+    found = budget.draw(axes, many_, direction="maximize")
+    assert list(found) == ["none", "a"]
+    pairs = [max(pair) for pair in itertools.combinations((0.1, 0.5, 0.3, 0.9, 0.2, 0.7), 2)]
+    assert found["none"][0]["expected"][1] == pytest.approx(sum(pairs) / 15, rel=1e-4)
+    assert found["none"][0]["seconds"][:2] == [2, 4]
+    x, y = found["a"]
+    assert (x["name"], x["expected"][2], y["expected"][2]) == ("x", 0.5, 0.9)
+    worst = budget.draw(axes, many_, direction="minimize")["a"]
+    assert worst[0]["expected"][2] == 0.1
 
 
 def test_a_tracking_store_that_goes_down_costs_the_copy_there_not_the_file(half, monkeypatch, capsys):
@@ -366,6 +417,7 @@ def many(monkeypatch, *, variants, replicates, epochs=15, layers=5):
     runs = runs.assign(**{"test/accuracy": draw.random(len(runs))})
     tags = {"fanin.study": "many", "fanin.run": "many", "fanin.reason": "done"}
     about = query.About("?", ("optimizer.lr",), "test/accuracy", "maximize", tags)
+    monkeypatch.setattr(files, "histograms", lambda *_, **__: {})
     answers = {"runs": runs, "curves": curves, "layers": table.assign(**values), "about": about, "metrics": []}
     for name, answer in answers.items():
         monkeypatch.setattr(query, name, lambda *_, answer=answer, **__: answer)
@@ -374,7 +426,7 @@ def many(monkeypatch, *, variants, replicates, epochs=15, layers=5):
 @pytest.mark.parametrize(("variants", "replicates"), [(500, 1), (50, 10)])
 def test_500_runs_make_less_than_5_megabytes(monkeypatch, variants, replicates):
     many(monkeypatch, variants=variants, replicates=replicates)
-    text = render(gather("many", project=Path()))
+    text = page("many", Path())
     assert len(text.encode()) < 5e6
     assert len(data_of(text)["variants"]) == variants
 
@@ -382,7 +434,7 @@ def test_500_runs_make_less_than_5_megabytes(monkeypatch, variants, replicates):
 def test_500_runs_of_a_deep_network_and_many_epochs_are_thinned_to_less_than_5_megabytes(monkeypatch):
     monkeypatch.setattr(series, "PER_LAYER", ("weight_std", "grad_norm", "update_ratio"))
     many(monkeypatch, variants=500, replicates=1, epochs=40, layers=20)
-    text = render(gather("many", project=Path()))
+    text = page("many", Path())
     steps = data_of(text)["layers"]["steps"]
     assert len(text.encode()) < 5e6 and (steps[0], steps[-1]) == (0, 40) and len(steps) < 41
 
@@ -433,7 +485,7 @@ def test_every_plot_is_drawn_without_a_word_on_the_console(finished):
     seen, console = browse(finished.path, SEEN)
     assert console == []
     assert seen["plots"] == [
-        *(["curves", 1], ["heat", 1], ["parallel", 1], ["slices", 3], ["depth", 2], ["epochs", 3]),
+        *(["curves", 1], ["heat", 1], ["parallel", 1], ["slices", 3], ["depth", 2], ["epochs", 3], ["weights", 3]),
     ]
     assert seen["strips"] == len(POINTS) and not seen["missing"] and not seen["wide"]
 

@@ -19,6 +19,7 @@ HELP = {
     "sweep": "run the study sweeps/STUDY.yaml, or go on with it where it stopped",
     "results": "print a study's leaderboard, or write every run as a table",
     "report": "write a study's report, one HTML page, to reports/ and to MLflow",
+    "register": "put the model of a study's best run into MLflow's model registry",
     "ui": "serve the MLflow UI on http://127.0.0.1:5000",
     "sync": "ship to MLflow what it does not have yet",
     "doctor": "say what device, data sets and tracking store there are, and what is wrong",
@@ -122,6 +123,10 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help=HELP["report"], description=HELP["report"])
     report.add_argument("study")
     report.set_defaults(run=_report)
+
+    register = commands.add_parser("register", help=HELP["register"], description=HELP["register"])
+    register.add_argument("study")
+    register.set_defaults(run=_register)
 
     ui = commands.add_parser("ui", help=HELP["ui"], description=HELP["ui"])
     ui.add_argument("--port", type=int, default=5000)
@@ -233,6 +238,13 @@ def _report(options: argparse.Namespace) -> int:
     print(written.path.relative_to(Path.cwd()))
     if written.unattached:
         print(f"fanin: not attached to the study in MLflow: {written.unattached}", file=sys.stderr)
+    return DONE
+
+
+def _register(options: argparse.Namespace) -> int:
+    from fanin import registry
+
+    print(registry.register(options.study, project=Path.cwd()))
     return DONE
 
 

@@ -65,6 +65,16 @@ def render_markdown(table: pandas.DataFrame, *, rows: int = 20) -> str:
     return "\n".join([_title(table), "", *lines, *notes])
 
 
+def lead(table: pandas.DataFrame) -> str:
+    """The best variant in a Markdown sentence, which is all that MLflow shows of a folded description."""
+    if table.empty or math.isnan(table["mean"].iloc[0]):
+        return ""
+    head, row = tabulate(table.head(1))
+    names = " ".join(f"{key}={cell}" for key, cell in list(zip(head, row, strict=True))[1 : len(_keys(table)) + 1])
+    metric = table.attrs["metric"]
+    return f"**{names}** leads with {metric} **{row[head.index(metric)]}**."
+
+
 def counted(runs: pandas.DataFrame, *, metric: str, direction: str, classes: int) -> pandas.DataFrame:
     """The runs with a column `complete`, and the metric as it counts: that of a diverged run (or one that is
     not finite at its end) is a guess's, or the worst of the study where there is no such thing."""

@@ -195,6 +195,16 @@ def _grouped(components: Array, squares: _Squares) -> Array:
     return numpy.maximum(numpy.concatenate([components[:alone], together]), 0.0)
 
 
+def sentence(noise: Noise) -> str:
+    """What each source accounts for, on one line."""
+    columns = (noise.table[column] for column in ("source", "share", "low", "high"))
+    rows = [row for row in zip(*columns, strict=True) if row[0] != ALL]
+    shares = [
+        f"{source} {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})" for source, share, low, high in rows
+    ]
+    return f"Of the variance between runs with other seeds: {', '.join(shares)}."
+
+
 def render(noise: Noise) -> str:
     """Plain text for the terminal."""
     cells = _cells(noise.table)

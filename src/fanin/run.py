@@ -21,11 +21,12 @@ import torch._dynamo  # an optimizer's first step imports it: here, the fork ser
 import yaml
 from torch import nn
 
-from fanin import data, initializers, models, optimizers, pictures, regularizers, schedulers
+from fanin import data, initializers, models, optimizers, pictures, regularizers, schedulers, spool
 from fanin.blame import blaming, describe
 from fanin.checkpoint import Progress, capture, restore
 from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import Evaluation, evaluate
+from fanin.histograms import HISTOGRAMS, collect
 from fanin.memory import keep_freed_memory
 from fanin.provenance import versions
 from fanin.randomness import Streams, check_seeds
@@ -33,6 +34,7 @@ from fanin.spool import Spool
 from fanin.stats import LAYERS, STATISTICS, LayerStats
 from fanin.train import batch_sizes, fit, numerics
 from fanin.train import check as check_training
+from fanin.usage import CHOICES, Usage
 
 PROBE = 256  # held-out images the per-layer statistics look at
 COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
@@ -141,6 +143,7 @@ class Trainer:
         split = self._split(config)
         parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
         tell = channel.ask if payload["judged"] else channel.send
+        usage = Usage(split.images.device) if config["tracking"]["system_metrics"] == "epoch" else None
         reason, saved = None, time.monotonic()
         progress = resume(folder / "checkpoint.pt", parts)
         if progress is None:
@@ -148,7 +151,9 @@ class Trainer:
             if stopped := self._initialize(config, parts, split, progress=progress, log=log, channel=channel):
                 return _end("KILLED", stopped, progress)
         for record in self._fit(config, parts, split, progress=progress, epochs=config["epochs"]):
-            new = log.append("epoch", epoch=record.epoch, metrics=record.metrics)
+            beside = {"histograms": record.histograms} if record.histograms else {}
+            taken = usage.measure() if usage else {}
+            new = log.append("epoch", epoch=record.epoch, metrics=record.metrics | taken, **beside)
             watched = {key: record.metrics[key] for key in payload["watched"] if key in record.metrics}
             if verdict := tell("record", {"epoch": record.epoch, "metrics": watched, "new": new}):
                 reason = f"pruned: {verdict}"
@@ -208,6 +213,8 @@ class Trainer:
             yaml.dump(dict(config), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
         )
         (artifacts / "environment.json").write_text(json.dumps(self._environment, indent=1))
+        if shapes := collect(spool.digest(spool.read(folder / "spool.jsonl")[0]).epochs):
+            (artifacts / HISTOGRAMS).write_text(shapes)
         pruned = (reason or "").startswith("pruned")
         metrics = {}
         if not pruned:
@@ -293,7 +300,8 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
 
 
 def streams_of(config: Mapping[str, Any]) -> Streams:
-    return Streams(config["seed"], config["replicate"], config["seeds"])
+    seeds = config.get("seeds", {})  # runs recorded before there were any are loaded, too
+    return Streams(config["seed"], config["replicate"], seeds)
 
 
 def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, streams: Streams) -> nn.Module:
@@ -366,6 +374,9 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     for key, options in {"stats": ("standard", "off"), "test_weights": ("last", "best")}.items():
         if config[key] not in options:
             raise unknown(key, config[key], options)
+    watched = config["tracking"]["system_metrics"]
+    if watched not in CHOICES:
+        raise unknown("tracking.system_metrics", watched, CHOICES)
     hardware = config["hardware"]
     if hardware["compile"] not in COMPILE_MODES:
         raise unknown("hardware.compile", hardware["compile"], COMPILE_MODES)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # Whoever ships retries with backoff; MLflow's own retries would hold a shut-down up for minutes.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -171,10 +173,17 @@ class Tracker:
         with self.translated() as client:
             client.log_artifacts(run, str(folder))
 
-    def attach(self, run: str, file: Path) -> None:
+    def attach(self, run: str, file: Path, *, folder: str | None = None) -> None:
         """Put one file among the run's artifacts, in place of one of the same name."""
         with self.translated() as client:
-            client.log_artifact(run, str(file))
+            client.log_artifact(run, str(file), folder)
+
+    def read(self, run: str, path: str) -> str | None:
+        """The text of one of the run's artifacts; None if it has no such file."""
+        with self.translated() as client, tempfile.TemporaryDirectory() as folder:
+            if path not in (file.path for file in client.list_artifacts(run)):
+                return None
+            return Path(client.download_artifacts(run, path, folder)).read_text()
 
     def end(self, run: str, *, status: str, time: int) -> None:
         with self.translated() as client:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -42,11 +42,13 @@ UNTRAINED_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """`metrics` by their public keys; `seconds`: its wall time with evaluation and statistics."""
+    """`metrics` by their public keys; `seconds`: its wall time with evaluation and statistics; `histograms`: of each
+    layer's weights (fanin.stats.distribution)."""
 
     epoch: int
     metrics: dict[str, float]
     seconds: float
+    histograms: dict[str, list[float]] = field(default_factory=dict)
 
 
 def fit(
@@ -119,7 +121,8 @@ def fit(
             "seconds": progress.seconds,
             **layers,
         }
-        yield EpochRecord(epoch, metrics, seconds=time.perf_counter() - began)
+        histograms = stats.histograms if stats else {}
+        yield EpochRecord(epoch, metrics, seconds=time.perf_counter() - began, histograms=histograms)
 
 
 def check(

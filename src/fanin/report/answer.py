@@ -11,6 +11,7 @@ from fanin import leaderboard
 from fanin.comparison.every import compare_every
 from fanin.comparison.result import Comparison
 from fanin.comparison.words import name, number, probability
+from fanin.noise import sentence
 from fanin.report import tables
 from fanin.report.figures import texts, title
 from fanin.report.material import Material
@@ -30,7 +31,7 @@ def answer(material: Material) -> str:
     return "".join(
         [
             unfinished(material),
-            f'<div class="verdict">{leader(material, found)}{decided(found)}{raced(note)}</div>',
+            f'<div class="verdict">{leader(material, found)}{decided(found)}{raced(note)}{scattered(material)}</div>',
             '<div class="controls" data-controls="board"></div>',
             tables.board(material),
             *(f"<p>{escape(text)}</p>" for text in remarks),
@@ -97,12 +98,14 @@ def _overlap(board: pandas.DataFrame, direction: str) -> str:
 def decided(found: list[Comparison]) -> str:
     """What is decided for each key, one sentence after the other; how, and what to know of it."""
     said = []
+    common = [note for note in found[0].notes if all(note in one.notes for one in found)] if len(found) > 1 else []
     for one in found:
         how, *sentences = one.sentences
         what = f"<b>{escape(one.by)}</b>: " if len(found) > 1 else ""
         items = "".join(f"<li>{escape(text)}</li>" for text in sentences)
-        items += "".join(f"<li class='soft'>{escape(text)}</li>" for text in one.notes)
+        items += "".join(f"<li class='soft'>{escape(text)}</li>" for text in one.notes if text not in common)
         said.append(f"<p class='soft'>{what}{escape(how)}</p><ul>{items}</ul>")
+    said += [f"<p class='soft'>{escape(note)}</p>" for note in common]
     return "".join(said)
 
 
@@ -113,6 +116,10 @@ def raced(note: str) -> str:
         return ""
     items = "".join(f"<li>{escape(line.removeprefix('- '))}</li>" for line in match[2].splitlines())
     return f"<p>{escape(match[1])}</p><ul>{items}</ul>"
+
+
+def scattered(material: Material) -> str:
+    return f"<p class='soft'>{escape(sentence(material.noise))}</p>" if material.noise else ""
 
 
 def differences(found: Comparison) -> str:

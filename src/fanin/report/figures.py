@@ -11,26 +11,32 @@ from pandas.api.types import is_bool_dtype, is_numeric_dtype
 from scipy import stats
 
 from fanin.leaderboard import CONFIDENCE, tabulate
+from fanin.report import budget, weights
 from fanin.report.material import Material
 from fanin.report.series import curves, layers, number, numbers
 
 FEW = 12  # values of a number that are still the levels of a grid
 
 
-def draw(material: Material) -> dict[str, Any]:
-    """All plots of a study that has runs."""
+def draw(material: Material) -> dict[str, Any] | None:
+    """All plots of a study; None before it has runs."""
+    if material.runs.empty:
+        return None
     began = material.runs.groupby("place")["start"].min()
     axes = [axis(material.board[key], key, began=began) for key in material.by]
+    rows = variants(material)
     return {
         "metric": material.about.metric,
         "direction": material.about.direction,
         "axes": axes,
-        "variants": variants(material),
+        "variants": rows,
         "decimals": decimals(material.board["mean"]),
         "grids": grids(axes, len(material.board)),
         "interval": intervals(int(material.runs.groupby("place").size().max())),
         "curves": curves(material),
         "layers": layers(material),
+        "budget": budget.draw(axes, rows, direction=material.about.direction),
+        "weights": weights.draw(material.weights),
     }
 
 

@@ -1,7 +1,7 @@
 """What a report is made of: a study's tables, and which run belongs to which variant."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from fanin import query
 from fanin.leaderboard import counted, leaderboard
 from fanin.noise import Noise, pooled
 from fanin.query import About
+from fanin.report import files
 from fanin.sweep.factors import Factors, scatter, weigh
 
 
@@ -18,6 +19,7 @@ from fanin.sweep.factors import Factors, scatter, weigh
 class Material:
     """A study as it is now. `board` has the variants, best first; a run's `place` is its variant's row there.
 
+    `weights`: the histograms of some variants, by place (see fanin.report.files).
     `runs` has the metric as it counts, `complete` and `place`; `curves` and `layers` have `place`, too.
     All of them are empty before the first run is recorded.
     """
@@ -32,6 +34,7 @@ class Material:
     layers: pandas.DataFrame
     factors: Factors | None
     noise: Noise | None = None
+    weights: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def gather(study: str, *, project: Path) -> Material:
@@ -51,12 +54,13 @@ def gather(study: str, *, project: Path) -> Material:
     spread = scatter(runs, by=factors, **how)
     runs = counted(runs, **how).assign(place=_places(runs, board, by))
     places = runs.set_index("run_id")["place"]
+    shapes = files.histograms(runs, project=project)
     curves = query.curves(study, _measured(study, runs, project), project=project)
     layers = query.layers(study, project=project)
     # runs that were recorded since the first query are left out
     curves, layers = (table[table["run_id"].isin(places.index)] for table in (curves, layers))
     curves, layers = (table.assign(place=places.loc[table["run_id"]].array) for table in (curves, layers))
-    return Material(study, about, by, classes, runs, board, curves, layers, shares, spread)
+    return Material(study, about, by, classes, runs, board, curves, layers, shares, spread, shapes)
 
 
 def _classes(runs: pandas.DataFrame) -> int:

@@ -68,8 +68,10 @@ for (const section of [
   heatSection,
   parallelSection,
   sliceSection,
+  budgetSection,
   depthSection,
   epochSection,
+  weightSection,
 ])
   section();
 render();

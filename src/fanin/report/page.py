@@ -5,17 +5,18 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
+from typing import Any
 
-from fanin.report import figures, tables
+from fanin.report import tables
 from fanin.report.material import Material
 from fanin.report.sections import sections
 
-PARTS = ("chart", "lines", "plots", "save", "legend", "board", "factors", "layers", "page")
+PARTS = ("chart", "lines", "plots", "save", "legend", "board", "factors", "budget", "layers", "weights", "page")
 
 
-def render(material: Material) -> str:
-    """The page's text. Whatever a study's author named is escaped."""
-    drawn = None if material.runs.empty else figures.draw(material)
+def render(material: Material, drawn: Mapping[str, Any] | None) -> str:
+    """The page's text. Whatever a study's author named is escaped. `drawn`: see figures.draw; None before there are
+    runs."""
     return _filled(
         _part("page.html"),
         {

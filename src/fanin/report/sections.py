@@ -17,9 +17,13 @@ PARALLEL = """Each line is a variant; dashed ones were stopped early and are dra
 along an axis to select, click it to let go."""
 SLICES = """The value of each variant; hollow ones were stopped early and at their last value. In a grid, a
 bar is the mean of a choice. Arrows at the edge are values beyond it."""
+BUDGET = """The value to expect of the best of n variants, had they been tried in random order: the mean over all ways
+to choose n of them (unbiased). A variant that was stopped counts with its last value."""
 DEPTH = """From the input (left) to the output (right), on held-out images; median over replicates. A gain of
 1 keeps the signal as it is; on a log scale, zeros lie on the lower edge."""
 EPOCHS = "The same layers over the epochs; median over replicates."
+WEIGHTS = """The distribution of a layer's weights in one run, from the first epoch (dark) to the last (bright); of
+large layers a sample."""
 NO_LAYERS = "No statistics of layers are recorded: they are switched off, or no run has got that far."
 REPEATS = "The same seeds give the same numbers on the same machine, whatever the number of workers."
 NO_COMMIT = "No commit is recorded: the project folder was not under version control."
@@ -33,7 +37,8 @@ def sections(material: Material, drawn: Mapping[str, Any] | None) -> list[str]:
     if drawn is None:
         return [first, last]
     legend = '<div id="legend" hidden></div>'
-    return [first, legend, *_over_factors(material, drawn), _layers(drawn), *_runs(material), last]
+    scatter = [section("noise", "Where the noise comes from", tables.scatter(one)) for one in [material.noise] if one]
+    return [first, *scatter, legend, *_over_factors(material, drawn), _layers(drawn), *_runs(material), last]
 
 
 def _over_factors(material: Material, drawn: Mapping[str, Any]) -> list[str]:
@@ -45,6 +50,8 @@ def _over_factors(material: Material, drawn: Mapping[str, Any]) -> list[str]:
         parts.append(section("parallel", "All factors at once", plot("parallel", PARALLEL)))
     if several or drawn["axes"][0]["number"]:
         parts.append(section("slices", "Each factor by itself", plot("slices", SLICES, kind="panels")))
+    if drawn["budget"]:
+        parts.append(section("budget", "What a budget buys", plot("budget", BUDGET)))
     return parts
 
 
@@ -53,16 +60,15 @@ def _layers(drawn: Mapping[str, Any]) -> str:
         return section("layers", "Inside the network", note(NO_LAYERS))
     count = drawn["layers"]["left_out"]
     thin = f" To keep this file small, the {count} worst variants are left out of these." if count else ""
+    shapes = plot("weights", WEIGHTS, kind="panels") if drawn["weights"] else ""
     plots = plot("depth", DEPTH, kind="panels pairs") + plot("epochs", EPOCHS + thin, kind="panels")
-    return section("layers", "Inside the network", plots)
+    return section("layers", "Inside the network", plots + shapes)
 
 
 def _runs(material: Material) -> list[str]:
     parts = []
     if material.factors:
         parts.append(section("importance", "Which factor matters", tables.importance(material.factors)))
-    if material.noise:
-        parts.append(section("noise", "Where the noise comes from", tables.scatter(material.noise)))
     parts.append(section("ended", "Pruned, failed and diverged runs", tables.ended(material)))
     if found := tables.diagnoses(material):
         parts.append(section("diagnosis", "Diagnosis", found))

@@ -57,27 +57,33 @@ def _class(column: int, metric: int) -> str:
 
 
 def ended(material: Material) -> str:
-    """The runs that diverged, or did not come to their end, with the reason."""
+    """The runs that diverged, or did not come to their end, with the reason; those of a variant that ended alike in
+    one row, with the seconds of one."""
     runs = material.runs
     epochs = material.curves.groupby("run_id")["step"].max()
-    rows = []
-    for _, run in runs[~runs["complete"] | runs["diverged"]].iterrows():
+    alike: dict[tuple[str, ...], list[Mapping]] = {}
+    chosen = runs[~runs["complete"] | runs["diverged"]].sort_values(["place", "replicate"])
+    for run in chosen.to_dict("records"):
         reason = "" if pandas.isna(run["reason"]) else str(run["reason"])
         variant = title(material.board.iloc[run["place"]], material.by)
         epoch = str(int(epochs[run["run_id"]])) if run["run_id"] in epochs.index else "-"
-        rows.append([variant, str(run["replicate"]), outcome(run), reason, epoch, _seconds(run["seconds"])])
-    if not rows:
+        alike.setdefault((outcome(run), variant, reason, epoch), []).append(run)
+    if not alike:
         return "<p>None: every run came to its end, and none diverged.</p>"
-    rows.sort(key=lambda row: (row[2], row[0]))
-    shown = table(["variant", "replicate", "outcome", "reason", "epochs", "seconds"], rows, numbers=(1, 4, 5))
-    return shown if len(rows) <= SHOWN else f"<details><summary>{len(rows)} runs</summary>{shown}</details>"
+    rows = []
+    for (end, variant, reason, epoch), some in sorted(alike.items(), key=lambda item: item[0][0]):
+        replicates = ", ".join(str(run["replicate"]) for run in some)
+        seconds = _seconds(pandas.Series([run["seconds"] for run in some]).mean())
+        rows.append([variant, replicates, end, reason, epoch, seconds])
+    shown = table(["variant", "replicates", "outcome", "reason", "epochs", "seconds"], rows, numbers=(1, 4, 5))
+    return shown if len(rows) <= SHOWN else f"<details><summary>{len(chosen)} runs</summary>{shown}</details>"
 
 
 def _seconds(value: float) -> str:
     return "-" if pandas.isna(value) else f"{value:.1f}"
 
 
-def outcome(run: pandas.Series) -> str:
+def outcome(run: Mapping | pandas.Series) -> str:
     """How a run ended, in a word."""
     reason = "" if pandas.isna(run["reason"]) else str(run["reason"])
     if run["diverged"]:

@@ -1,11 +1,14 @@
 """Measuring the layers of a model on a fixed probe."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fanin import spectrum
 from fanin.evaluation import observing, wide_dtype
+from fanin.stats.distribution import histogram
 from fanin.stats.gains import gains_between, layers_of, ratio, square
 from fanin.stats.prediction import predict
 from fanin.stats.reductions import moments, norm, rms, share
@@ -23,6 +26,7 @@ class LayerStats:
         self.images, self.labels = images, labels
         self.layers = layers_of(self.model)
         self._before: dict[str, Tensor] = {}
+        self.histograms: dict[str, list[float]] = {}  # of each layer's weights, at the last `measure`
 
     def remember(self) -> None:
         """Keep the weights as they are before a step, for the update ratio of the next `measure`."""
@@ -31,9 +35,10 @@ class LayerStats:
     def measure(self) -> dict[str, float]:
         """Every statistic by its key, after one wait for the device; infinite or NaN weights give NaN."""
         with observing(self.model, device=self.images.device):
-            readings = self._read_weights() | self._read_updates() | self._read_probe()
+            readings = self._read_histograms() | self._read_weights() | self._read_updates() | self._read_probe()
         updated, self._before = list(self._before), {}
         found = _fetch(readings)
+        self.histograms = {path: found.pop(f"histogram/{path}") for path in self.layers}
         for path in self.layers:
             _summarise_spectrum(found, path)
         for path in updated:
@@ -45,6 +50,9 @@ class LayerStats:
         """What theory says of the model as it is now, before training: predicted gains by their keys."""
         with observing(self.model, device=self.images.device):
             return predict(self.model, self.images).metrics("predicted_")
+
+    def _read_histograms(self) -> dict[str, Tensor]:
+        return {f"histogram/{path}": histogram(layer.weight) for path, layer in self.layers.items()}
 
     @torch.no_grad()
     def _read_weights(self) -> dict[str, Tensor]:
@@ -99,12 +107,15 @@ def _take(found: dict[str, float], prefix: str) -> dict[str, float]:
     return {key.removeprefix(prefix): found.pop(key) for key in keys}
 
 
-def _fetch(readings: dict[str, Tensor]) -> dict[str, float]:
-    """Bring all readings to the host in one transfer, and finish the spectra there."""
+def _fetch(readings: dict[str, Tensor]) -> dict[str, Any]:
+    """Bring all readings to the host in one transfer, and finish the spectra there: numbers, but for histograms."""
     wide = wide_dtype(next(iter(readings.values())).device)
     flat = torch.cat([reading.flatten().to(wide) for reading in readings.values()]).cpu()
     parts = flat.split([reading.numel() for reading in readings.values()])
-    return {
-        key: spectrum.finish(part.view(2, -1)) if key.endswith("/spectral_norm") else part.item()
-        for key, part in zip(readings, parts, strict=True)
-    }
+    return {key: _finish(key, part) for key, part in zip(readings, parts, strict=True)}
+
+
+def _finish(key: str, part: Tensor) -> float | list[float]:
+    if key.endswith("/spectral_norm"):
+        return spectrum.finish(part.view(2, -1))
+    return part.tolist() if key.startswith("histogram/") else part.item()

@@ -12,7 +12,7 @@ from typing import Any
 import pandas
 
 from fanin import noise
-from fanin.leaderboard import leaderboard, render, render_markdown
+from fanin.leaderboard import lead, leaderboard, render, render_markdown
 from fanin.sweep import factors
 from fanin.sweep.folder import Outcome
 from fanin.sweep.plan import Planned, value_of
@@ -62,7 +62,7 @@ def summarise(study: Study, planned: Iterable[Planned], tally: Tally, *, search:
     how: Mapping[str, Any] = {"metric": metric, "direction": direction, "classes": classes}
     found = factors.weigh(table, by=study.swept if by else by, search=search, **how)
     scatter = factors.scatter(table, by=by, **how)
-    parts = [(render(board), render_markdown(board))]
+    parts = [(render(board), "\n\n".join(filter(None, [lead(board), render_markdown(board)])))]
     decided = judge(table, swept=study.swept, racing=study.race, **how) if len(study.objectives) == 1 else None
     if decided:
         parts.append(decided)
