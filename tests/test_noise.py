@@ -50,6 +50,7 @@ def test_components_are_those_of_the_textbooks_from_statsmodels_mean_squares() -
     wanted = [math.sqrt(variance) for variance in (init, order, squares[2], init + order + squares[2])]
     assert found.table["source"].to_list() == ["init", "order", "only together", "all"]
     assert found.table["sd"].to_list() == pytest.approx(wanted)
+    assert max(map(len, noise.render(found).splitlines())) <= 100
     assert found.table["share"].to_list() == pytest.approx([(one / wanted[3]) ** 2 for one in wanted])
 
 

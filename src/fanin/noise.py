@@ -12,6 +12,7 @@ confidence intervals (Weerahandi 1993): what s_u^2 would have to be, were MS_u /
 """
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -28,6 +29,7 @@ PREFIX = "seeds."
 TOGETHER = "only together"
 ALL = "all"
 DRAWS = 20_000
+WIDTH = 100  # columns of a terminal
 COLUMNS = ["source", "sd", "share", "low", "high"]
 
 
@@ -211,7 +213,8 @@ def render(noise: Noise) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join([noise.what, "", *map(str.rstrip, lines), "", noise.note])
+    what, note = (textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in (noise.what, noise.note))
+    return "\n".join([what, "", *map(str.rstrip, lines), "", note])
 
 
 def render_markdown(noise: Noise) -> str:
