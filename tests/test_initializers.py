@@ -41,10 +41,10 @@ def drawn(function, *, shape=LINEAR, seed=0, **options) -> torch.Tensor:
     return weight
 
 
-def configured(name: str) -> tuple[partial, str | float]:
-    """The function of conf/initializer/<name>.yaml with its options, and the bias."""
+def configured(name: str) -> tuple[partial, str | float | None]:
+    """The function of conf/initializer/<name>.yaml with its options, and the bias, if it has one."""
     options = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/initializer/{name}.yaml"))
-    function, bias = resolve_name(options.pop("_target_")), options.pop("bias")
+    function, bias = resolve_name(options.pop("_target_")), options.pop("bias", None)
     return init.bind(function, options), bias
 
 
@@ -71,15 +71,23 @@ NORMAL = [
     (init.he_normal, dict(gain=math.sqrt(2), mode="fan_out"), LINEAR, math.sqrt(2 / 300)),
     (init.he_normal, dict(gain=1, mode="fan_in"), CONV, math.sqrt(1 / 600)),
     (init.he_normal, dict(gain=1, mode="fan_out"), CONV, math.sqrt(1 / 1000)),
+    (init.he_normal, dict(gain=math.sqrt(2), mode="fan_in", slope=0.5), LINEAR, math.sqrt(2 / (1.25 * 700))),
+    (init.he_normal, dict(gain=math.sqrt(2), mode="fan_in", slope=0.5), CONV, math.sqrt(2 / (1.25 * 600))),
     (init.lecun_normal, {}, LINEAR, math.sqrt(1 / 700)),
     (init.lecun_normal, {}, CONV, math.sqrt(1 / 600)),
+    (init.kumar_sigmoid, {}, LINEAR, 4 / math.sqrt(1.25 * 700)),  # g'(0) = 1/4, 1 + g(0)^2 = 1.25
+    (init.kumar_sigmoid, {}, CONV, 4 / math.sqrt(1.25 * 600)),
 ]
 UNIFORM = [  # likewise, with the bound
     (init.uniform, dict(low=-0.3, high=0.3), LINEAR, 0.3),
+    (init.uniform, dict(low=-0.3, high=0.3), CONV, 0.3),
     (init.xavier_uniform, dict(gain=1), LINEAR, math.sqrt(6 / 1000)),
     (init.xavier_uniform, dict(gain=2), CONV, 2 * math.sqrt(6 / 1600)),
     (init.he_uniform, dict(gain=math.sqrt(2), mode="fan_in"), LINEAR, math.sqrt(6 / 700)),
     (init.he_uniform, dict(gain=math.sqrt(2), mode="fan_out"), CONV, math.sqrt(6 / 1000)),
+    (init.he_uniform, dict(gain=math.sqrt(2), mode="fan_in", slope=0.5), CONV, math.sqrt(6 / (1.25 * 600))),
+    (init.lecun_uniform, {}, LINEAR, math.sqrt(3 / 700)),
+    (init.lecun_uniform, {}, CONV, math.sqrt(3 / 600)),
     (init.torch_default, {}, LINEAR, math.sqrt(1 / 700)),
     (init.torch_default, {}, CONV, math.sqrt(1 / 600)),
 ]
@@ -100,8 +108,23 @@ def test_a_uniform_initializer_fills_its_bounds_and_no_more(function, options, s
     n, std = len(weight), bound / math.sqrt(3)
     assert weight.abs().max() <= bound * (1 + 1e-6)
     assert weight.max() > 0.999 * bound and weight.min() < -0.999 * bound
+    assert abs(weight.mean()) < 5 * std / math.sqrt(n)
     assert abs(weight.std() - std) < 5 * std * math.sqrt(0.8 / (4 * n))  # kurtosis 1.8
     assert stats.kstest(weight.numpy() / bound, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shape", [LINEAR, CONV])
+@pytest.mark.parametrize("bound", [0.5, 2.0, 3.0])
+def test_a_truncated_normal_is_cut_at_its_bound_in_standard_deviations(bound, shape):
+    truth = stats.truncnorm(-bound, bound, scale=0.02)
+    weight = drawn(init.trunc_normal, shape=shape, mean=1.0, std=0.02, bound=bound).double().flatten() - 1.0
+    n, (variance, excess) = len(weight), truth.stats("vk")
+    assert weight.abs().max() <= bound * 0.02 * (1 + 1e-5) and weight.abs().max() > 0.99 * bound * 0.02
+    assert abs(weight.mean()) < 5 * truth.std() / math.sqrt(n)
+    assert abs(weight.std() - truth.std()) < 5 * truth.std() * math.sqrt((excess + 2) / (4 * n))
+    assert stats.kstest(weight.numpy(), truth.cdf).pvalue > 1e-3
+    if bound == 2.0:
+        assert math.sqrt(variance) == pytest.approx(0.02 * ORACLES["trunc2_std"])
 
 
 def test_uniform_keeps_to_a_range_that_is_not_symmetric():
@@ -130,7 +153,14 @@ TORCH = [  # ours, options, torch's counterpart
         dict(gain=SQRT2, mode="fan_out"),
         partial(nn.init.kaiming_normal_, nonlinearity="relu", mode="fan_out"),
     ),
+    (
+        init.he_normal,
+        dict(gain=SQRT2, mode="fan_in", slope=0.3),
+        partial(nn.init.kaiming_normal_, a=0.3, nonlinearity="leaky_relu"),
+    ),
     (init.lecun_normal, {}, partial(nn.init.kaiming_normal_, nonlinearity="linear")),
+    (init.lecun_uniform, {}, partial(nn.init.kaiming_uniform_, nonlinearity="linear")),
+    (init.trunc_normal, dict(mean=0, std=0.02, bound=2), partial(nn.init.trunc_normal_, std=0.02, a=-0.04, b=0.04)),
     (init.torch_default, {}, partial(nn.init.kaiming_uniform_, a=math.sqrt(5))),
     (init.orthogonal, dict(gain=1.5), partial(nn.init.orthogonal_, gain=1.5)),
     (init.normal, dict(mean=0, std=0.02), partial(nn.init.normal_, std=0.02)),
@@ -175,10 +205,13 @@ def test_random_initializers_are_functions_of_one_normal_draw():
         (drawn(init.xavier_normal, gain=1), math.sqrt(2 / 1000) * z),
         (drawn(init.lecun_normal), math.sqrt(1 / 700) * z),
         (drawn(init.uniform, low=0, high=1), probability),
+        (drawn(init.trunc_normal, mean=0, std=1, bound=2), torch.from_numpy(stats.truncnorm.ppf(probability, -2, 2))),
+        (drawn(init.kumar_sigmoid), math.sqrt(12.8 / 700) * z),
+        (drawn(init.lecun_uniform), math.sqrt(3 / 700) * (2 * probability - 1)),
         (drawn(init.he_uniform, **he), math.sqrt(6 / 700) * (2 * probability - 1)),
         (drawn(init.torch_default), math.sqrt(1 / 700) * (2 * probability - 1)),
     ]:
-        torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(weight, expected.float(), rtol=1e-5, atol=1e-6)
     # Z = L Q, with L lower triangular and of positive diagonal, determines Q.
     factor = z @ drawn(init.orthogonal, gain=1.0).T
     assert (factor.diagonal() > 0).all()
@@ -423,6 +456,9 @@ REFUSED = [
     (init.normal, dict(mean=0, std=-0.1), "initializer.std: must be above 0, got -0.1"),
     (init.normal, dict(mean=None, std=1), "initializer.mean: must be a finite number, got None"),
     (init.uniform, dict(low=1, high=0), "initializer.low: must be below initializer.high"),
+    (init.he_normal, dict(gain=1, mode="fan_in", slope=None), "initializer.slope: must be a finite number, got None"),
+    (init.trunc_normal, dict(mean=0, std=1, bound=0), "initializer.bound: must be above 0, got 0"),
+    (init.trunc_normal, dict(mean=0, std=0, bound=2), "initializer.std: must be above 0, got 0"),
     (init.constant, dict(value="a"), "initializer.value: must be a finite number, got 'a'"),
 ]
 
@@ -444,7 +480,7 @@ def test_an_unknown_bias_is_refused(bias, message):
 
 
 def test_options_that_an_initializer_does_not_have_or_lacks_are_refused():
-    with pytest.raises(ConfigError, match="initializer: 'gian' is not one of: gain, mode; did you mean 'gain'"):
+    with pytest.raises(ConfigError, match="initializer: 'gian' is not one of: gain, mode, slope; did you mean 'gain'"):
         init.bind(init.he_normal, {"gian": 2.0, "mode": "fan_in"})
     with pytest.raises(ConfigError, match="initializer.mode: missing, and fanin.initializers.* has no default"):
         init.bind(init.he_normal, {"gain": 2.0})
@@ -453,7 +489,7 @@ def test_options_that_an_initializer_does_not_have_or_lacks_are_refused():
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_on_the_meta_device_everything_is_checked_and_nothing_drawn(path):
     with torch.device("meta"):
-        model = residual(BRANCHES[path.stem]) if path.stem in BRANCHES else mlp()
+        model = residual(BRANCHES[path.stem]) if path.stem in BRANCHES else mlp(widths=(784, 256))
     nothing = torch.empty(100, 1, 28, 28, device="meta"), torch.empty(100, device="meta")
     initialize(model, path.stem, images=nothing[0], labels=nothing[1], streams=STREAMS)
     assert all(parameter.is_meta for parameter in model.parameters())

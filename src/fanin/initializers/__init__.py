@@ -12,19 +12,31 @@ Or a function `f(model, *, ...)`, as in `whole`, which may see data. An option t
 `_target_` is a function of one tensor, bound to the options beside it.
 """
 
-from fanin.initializers.closed_form import constant, normal, ones, uniform, zeros
+from fanin.initializers.closed_form import constant, normal, ones, trunc_normal, uniform, zeros
 from fanin.initializers.layers import bind, check_bias, fill_biases, fill_weights, initialize
 from fanin.initializers.residual import fixup, rezero, skipinit
 from fanin.initializers.roles import Layer
 from fanin.initializers.scaled import (
+    edge_of_chaos,
+    he_dropout,
     he_normal,
     he_uniform,
+    kumar_sigmoid,
     lecun_normal,
+    lecun_uniform,
     torch_default,
     xavier_normal,
     xavier_uniform,
 )
-from fanin.initializers.structured import orthogonal
+from fanin.initializers.structured import (
+    delta_orthogonal,
+    identity,
+    orthogonal,
+    partial_identity,
+    sparse,
+    zero_hadamard,
+    zero_last,
+)
 from fanin.initializers.unit_variance import lsuv
 from fanin.initializers.whole import Step, check_whole, checked_by, initialize_whole, is_whole
 
@@ -36,24 +48,35 @@ __all__ = [
     "check_whole",
     "checked_by",
     "constant",
+    "delta_orthogonal",
+    "edge_of_chaos",
     "fill_biases",
     "fill_weights",
     "fixup",
+    "he_dropout",
     "he_normal",
     "he_uniform",
+    "identity",
     "initialize",
     "initialize_whole",
     "is_whole",
+    "kumar_sigmoid",
     "lecun_normal",
+    "lecun_uniform",
     "lsuv",
     "normal",
     "ones",
     "orthogonal",
+    "partial_identity",
     "rezero",
     "skipinit",
+    "sparse",
     "torch_default",
+    "trunc_normal",
     "uniform",
     "xavier_normal",
     "xavier_uniform",
+    "zero_hadamard",
+    "zero_last",
     "zeros",
 ]

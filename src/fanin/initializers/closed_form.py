@@ -63,6 +63,21 @@ def normal(weight: Tensor, *, generator: torch.Generator, mean: float, std: floa
     fill(weight, mean + std * standard_normal(weight, generator))
 
 
+def trunc_normal(weight: Tensor, *, generator: torch.Generator, mean: float, std: float, bound: float) -> None:
+    """W ~ N(mean, std^2), cut off `bound` standard deviations from the mean (of std 0.8796 `std` for a bound of 2).
+
+    The cut is relative, as in TensorFlow and JAX; torch.nn.init.trunc_normal_ takes absolute bounds, so that its
+    defaults of -2 and 2 cut nothing off a std of 0.02. By inversion: Phi^-1(Phi(-b) + (Phi(b) - Phi(-b)) Phi(Z)).
+    """
+    require_number("mean", mean)
+    require_positive("std", std)
+    require_positive("bound", bound)
+    z = standard_normal(weight, generator).double()  # in float32 the tails of Phi are coarse
+    low = torch.special.ndtr(torch.tensor(-bound, dtype=torch.float64)).item()
+    cut = torch.special.ndtri(low + (1 - 2 * low) * torch.special.ndtr(z))
+    fill(weight, mean + std * cut.clamp(-bound, bound))
+
+
 def standard_normal(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Z, in float32 whatever the weight's type. On the meta device there is nothing to draw."""
     device = "meta" if weight.is_meta else generator.device

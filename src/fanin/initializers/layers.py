@@ -25,6 +25,7 @@ def bind(
 ) -> Callable[..., None]:
     """`function` with its options filled in, ready to be the `weight` of `initialize`.
 
+    An option with a `_target_` is an initializer itself, and bound likewise.
     Raises ConfigError for an option that the function does not have, or that it lacks.
     """
     tensor = next(iter(signature(function).parameters), None)

@@ -69,7 +69,7 @@ def watch(model: nn.Module, in_shape: tuple[int, ...]) -> dict[nn.Linear | _Conv
     was_training = model.training
     try:
         parameter = next(model.parameters())
-        model.eval()(torch.zeros(2, *in_shape, device=parameter.device))
+        model.eval()(torch.zeros(2, *in_shape, device=parameter.device, dtype=parameter.dtype))
     finally:
         model.train(was_training)
         for hook in hooks:
