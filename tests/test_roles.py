@@ -47,8 +47,9 @@ def test_the_order_is_that_of_the_calls_not_of_the_definition():
     assert not (layers["never"].first or layers["never"].last)
 
 
-def test_two_dropouts_in_a_row_keep_the_product_of_what_they_keep():
-    layers = [nn.Flatten(), nn.Dropout(0.2), models.dropout.Dropout(0.5), nn.ReLU(), nn.Linear(784, 10)]
+def test_two_dropouts_in_a_row_keep_the_product_of_what_they_keep_and_dropped_branches_do_not_count():
+    dropout = models.dropout
+    layers = [nn.Flatten(), nn.Dropout(0.2), dropout.Dropout(0.5), dropout.StochasticDepth(0.5), nn.Linear(784, 10)]
     assert told(survey(nn.Sequential(*layers), MNIST)) == [("4", 1, 0.6)]
 
 

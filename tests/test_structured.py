@@ -221,7 +221,7 @@ def test_under_dropout_the_signal_keeps_its_size_by_he_dropout_and_doubles_a_lay
     squares = []
     for replicate in range(4):
         model = started(mlp([512] * 6, dropout=0.5), function, gain=math.sqrt(2), streams=Streams(0, replicate))
-        models.seed_dropout(model, STREAMS)
+        models.seed_noise(model, STREAMS)
         outputs = []
         for layer in model.layers[:-1]:
             layer.register_forward_hook(lambda _, __, output, to=outputs: to.append(output.square().mean().item()))

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
-from fanin.models.dropout import Dropout
+from fanin.models.dropout import Dropout, StochasticDepth
 
 DROPOUTS = (Dropout, _DropoutNd)
 
@@ -58,6 +58,8 @@ def watch(model: nn.Module, in_shape: tuple[int, ...]) -> dict[nn.Linear | _Conv
 
     def note(module: nn.Module, _: object) -> None:
         nonlocal kept
+        if isinstance(module, StochasticDepth):
+            return  # it drops what is added to the signal, not the signal
         if isinstance(module, DROPOUTS):
             kept *= 1 - module.p
         elif isinstance(module, nn.Linear | _ConvNd):
