@@ -12,8 +12,10 @@ Or a function `f(model, *, ...)`, as in `whole`, which may see data. An option t
 `_target_` is a function of one tensor, bound to the options beside it.
 """
 
+from fanin.initializers.belief_network import dbn
 from fanin.initializers.closed_form import constant, normal, ones, trunc_normal, uniform, zeros
 from fanin.initializers.layers import bind, check_bias, fill_biases, fill_weights, initialize
+from fanin.initializers.learned import gradinit, metainit
 from fanin.initializers.residual import fixup, rezero, skipinit
 from fanin.initializers.roles import Layer
 from fanin.initializers.scaled import (
@@ -48,11 +50,13 @@ __all__ = [
     "check_whole",
     "checked_by",
     "constant",
+    "dbn",
     "delta_orthogonal",
     "edge_of_chaos",
     "fill_biases",
     "fill_weights",
     "fixup",
+    "gradinit",
     "he_dropout",
     "he_normal",
     "he_uniform",
@@ -64,6 +68,7 @@ __all__ = [
     "lecun_normal",
     "lecun_uniform",
     "lsuv",
+    "metainit",
     "normal",
     "ones",
     "orthogonal",

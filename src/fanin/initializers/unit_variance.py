@@ -22,24 +22,13 @@ RANGES = {
 CONSTANT = 1e-12  # a variance below this is rounding
 
 
-def check_lsuv(
-    model: nn.Module,
-    *,
-    weight: Callable[..., None],
-    tolerance: float,
-    iterations: int,
-    batch_size: int,
-    in_shape: tuple[int, ...],
-    count: int,
-) -> None:
+def check_lsuv(model: nn.Module, *, weight: Callable[..., None], in_shape: tuple[int, ...], count: int) -> None:
     check_weight(model, weight, option="weight", in_shape=in_shape)
-    numbers = {"tolerance": tolerance, "iterations": iterations, "batch_size": batch_size}
-    ranges.check(numbers, RANGES, group="initializer")
     if count < 2:
         raise ConfigError("initializer: lsuv measures a variance: it needs at least 2 training images (data.n_train)")
 
 
-@checked_by(check_lsuv)
+@checked_by(check_lsuv, ranges=RANGES)
 @torch.no_grad()
 def lsuv(
     model: nn.Module,

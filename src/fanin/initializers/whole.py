@@ -32,6 +32,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fanin.randomness import Streams
+from fanin.ranges import Range
+from fanin.ranges import check as check_ranges
 from fanin.signatures import accepts, asked, check_options
 
 SUPPLIED = ("model", "streams", "generator", "images", "labels", "in_shape")
@@ -51,11 +53,13 @@ def is_whole(function: Callable[..., Any]) -> bool:
     return next(iter(signature(function).parameters), None) == "model"
 
 
-def checked_by(check: Callable[..., None]) -> Callable[[F], F]:
-    """Decorates a whole-model initializer: `check` says before any run what it cannot serve."""
+def checked_by(check: Callable[..., None], *, ranges: Mapping[str, Range] | None = None) -> Callable[[F], F]:
+    """Decorates a whole-model initializer: before any run, its options must lie in their `ranges`, and `check`
+    says what it cannot serve."""
 
     def decorate(function: F) -> F:
         function.check = check  # type: ignore[attr-defined]
+        function.ranges = ranges or {}  # type: ignore[attr-defined]
         return function
 
     return decorate
@@ -74,6 +78,7 @@ def check_whole(
     Raises ConfigError. Works on models of the meta device.
     """
     check_options(function, options, group="initializer", supplied=SUPPLIED)
+    check_ranges(options, getattr(function, "ranges", {}), group="initializer")
     if check := getattr(function, "check", None):
         defaults = {name: p.default for name, p in signature(function).parameters.items() if name not in SUPPLIED}
         check(model, **asked(check, **defaults | dict(facts) | dict(options)))
