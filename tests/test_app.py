@@ -98,6 +98,15 @@ UNKNOWN = {
     "key in a group": (["train", "optimizer.lrr=1"], ["optimizer.lrr", "did you mean optimizer.lr?"]),
     "key of a group without it": (["train", "lr=0.1"], ["lr: no such key", "did you mean optimizer.lr?"]),
     "swept key": (["train", "-m", "lr=0.1,1"], ["lr: no such key", "did you mean optimizer.lr?"]),
+    "key of a null": (
+        ["train", "-m", "study.racing.min_replicates=3"],
+        ["study.racing.min_replicates: study.racing is null", "study.racing={min_replicates: ...}"],
+    ),
+    "key of a number": (["train", "epochs.most=3"], ["epochs.most: no such key: epochs is a value, 10"]),
+    "key of an empty mapping": (
+        ["train", "-m", "study.when={optimizer.lr: {optimizer: [sgd]}}"],
+        ["study.when: keys are added to study.when with a plus: +study.when={...}"],
+    ),
     "hydra key": (["train", "hydra.foo=3"], ["hydra.foo: no such key"]),
     "sweeper key": (
         ["train", "-m", "initializer=zeros,ones", "hydra.sweeper.timeot=3"],

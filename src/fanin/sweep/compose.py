@@ -7,7 +7,7 @@ what Hydra itself does with them. Combinations of choices are assembled from com
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -89,6 +89,13 @@ class Composer:
         """Every dotted key of the default configuration and every group: for 'did you mean'."""
         default = self._load(())
         return sorted({*dotted(_plain(default.config)), *default.choices})
+
+    def default(self, key: str) -> Any:
+        """What the default configuration has at a dotted key, unresolved; nothing counts as no keys."""
+        value: Any = self._default
+        for name in key.split("."):
+            value = value.get(name, {})
+        return value
 
     @cached_property
     def _parsed(self) -> list[Override]:
@@ -275,7 +282,7 @@ def unknown_key(key: str, composer: Composer) -> ConfigError:
         return ConfigError(f"{key}: no such key with the {parent} that was chosen; others have it")
     mapping = key if key in known else parent
     if mapping in known and not any(k.startswith(f"{mapping}.") for k in known):
-        return ConfigError(f"{mapping}: keys are added to it with a plus: +{mapping}={{...}}")
+        return ConfigError(f"{key}: {_instead(mapping, name, composer.default(mapping))}")
     here = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
     close = [k for k in known if k.rpartition(".")[2] == name]
     if not close and (near := nearest(name, here)):
@@ -284,6 +291,15 @@ def unknown_key(key: str, composer: Composer) -> ConfigError:
     there = f"; {parent or 'the root'} has {', '.join(here)}" if here else ""
     new = f" (+{key}=... adds an argument)" if f"{parent}._target_" in known else ""
     return ConfigError(f"{key}: no such key{hint}{there}{new}")
+
+
+def _instead(key: str, name: str, value: Any) -> str:
+    """How to set `name` under a key that has no keys: it is null, an empty mapping, or a value."""
+    if value is None:
+        return f"{key} is null and is set as a whole: {key}={{{name}: ...}}"
+    if isinstance(value, Mapping):
+        return f"keys are added to {key} with a plus: +{key}={{...}}"
+    return f"no such key: {key} is a value, {value!r}"
 
 
 def _first_line(error: BaseException) -> str:
