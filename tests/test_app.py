@@ -421,6 +421,15 @@ def test_a_tracking_uri_that_cannot_be_is_refused_before_training(place, capsys,
     assert "MLFLOW_TRACKING_URI" in refused(capsys, "train", *TINY)
 
 
+def test_an_interrupted_command_says_so_and_ends_with_130(monkeypatch, capsys):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "_doctor", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "fanin: interrupted\n"
+
+
 def test_a_folder_that_is_no_project_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TrackingDown, TrackingRefused) as error:
         print(f"fanin: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, TrackingRefused) else FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # a sweep under way ends by itself, with its answer so far
+        print("fanin: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # `fanin results | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
