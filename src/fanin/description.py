@@ -14,7 +14,8 @@ NOT_ON_A_RUN = {"study"}  # config groups that describe the study: they are on t
 WHERE_DATA_LIE = ("root", "download")
 # What decides no number of a run would stand between what does whenever runs are compared.
 UNTOLD = {"tracking", "tracking.uri", "tracking.artifacts", *(f"data.{key}" for key in WHERE_DATA_LIE)}
-UNTOLD |= {f"hardware.{key}" for key in ("workers", "gpus_per_run", "patience", "checkpoint")}
+UNTOLD |= {f"hardware.{key}" for key in ("workers", "gpus_per_run", "patience", "checkpoint", "cluster")}
+CLUSTER = "hardware.slurm"
 OWN = ("fanin.", "torch.")  # a `_target_` in these is known by the name of its choice
 
 
@@ -100,7 +101,7 @@ def flatten(config: Mapping, choices: Mapping) -> dict[str, str]:
 def is_noise(key: str, text: str) -> bool:
     if key.startswith("seeds.") and text == "null":
         return True
-    return key in UNTOLD or (key.endswith("._target_") and text.startswith(OWN))
+    return key in UNTOLD or key.startswith(CLUSTER) or (key.endswith("._target_") and text.startswith(OWN))
 
 
 def leaves(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -140,7 +140,7 @@ class Trainer:
 
     def _train(self, payload: Mapping[str, Any], log: Spool, channel: Channel) -> dict[str, Any]:
         folder, config = Path(payload["folder"]), payload["spec"]["config"]
-        split = self._split(config)
+        split = self._split(config, dataset=payload.get("dataset"))
         parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
         tell = channel.ask if payload["judged"] else channel.send
         usage = Usage(split.images.device) if config["tracking"]["system_metrics"] == "epoch" else None
@@ -252,18 +252,23 @@ class Trainer:
             progress=progress,
         )
 
-    def _split(self, config: Mapping[str, Any]) -> data.Split:
+    def _split(self, config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> data.Split:
+        """The run's data: `dataset`, if it was sent here, else read by the loader the configuration names."""
         device = resolve_device(config["hardware"]["device"])
         sizes = ("val", "n_train")
         key = json.dumps([{k: v for k, v in config["data"].items() if k not in sizes}, str(device)], sort_keys=True)
         if self._prepared is None or self._prepared[0] != key:
             self._prepared = None  # free the old data before the new is loaded
-            with part(config, "data") as (loader, options):
-                prepared = data.prepare(data.load(loader, **options), scale=options["scale"], device=device)
-            self._prepared = key, prepared
+            dataset = dataset or load_dataset(config)
+            self._prepared = key, data.prepare(dataset, scale=config["data"]["scale"], device=device)
         options = config["data"]
         streams = streams_of(config)
         return data.split(self._prepared[1], val=options["val"], n_train=options["n_train"], streams=streams)
+
+
+def load_dataset(config: Mapping[str, Any]) -> data.Dataset:
+    with part(config, "data") as (loader, options):
+        return data.load(loader, **options)
 
 
 def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, train_size: int) -> Parts:

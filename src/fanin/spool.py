@@ -73,6 +73,12 @@ class Spool:
             self.sync()
         return True
 
+    def add(self, lines: bytes) -> None:
+        """Add whole records that another machine wrote. Raises OSError if the disk is full."""
+        if lines:
+            self._write(lines)
+            self.sync()
+
     def sync(self) -> None:
         """Put what was appended on the disk: it then outlives a power failure, too."""
         os.fsync(self._file)

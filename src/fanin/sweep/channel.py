@@ -154,7 +154,7 @@ def _work(handler: Callable[..., Any], channel: Channel, *, kind: str, payload: 
         return "failed", describe_failure(error)
 
 
-def describe_failure(error: Exception) -> Failure:
+def describe_failure(error: BaseException) -> Failure:
     memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
     text = str(error) or type(error).__name__
     message = text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"

@@ -10,9 +10,9 @@ from fanin.errors import ConfigError
 from fanin.folders import MEMORY
 from fanin.sweep.channel import Failure
 from fanin.sweep.display import waiting
+from fanin.sweep.pool import Pool
 from fanin.sweep.space import DISCRETE, Axis, Condition, bare
 from fanin.sweep.study import Study, Variant, hash_of
-from fanin.sweep.workers import Pool
 
 SHOWN = 5  # complaints shown when many configurations are refused
 
@@ -84,7 +84,7 @@ def _sets(assigned: Mapping[str, str], condition: Condition) -> bool:
 def check(variants: Sequence[Variant], pool: Pool) -> None:
     """Build every planned configuration in a worker; raises ConfigError with what is wrong, once per reason."""
     with waiting(f"checking {len(variants)} configurations" if len(variants) > 1 else "checking the configuration"):
-        complaints = call(pool, "check", [v.composition.config for v in variants])
+        complaints = call(pool, "check", [here(v.composition.config) for v in variants])
     reasons: dict[str, list[str]] = {}
     for one, complaint in zip(variants, complaints, strict=True):
         if complaint:
@@ -94,6 +94,15 @@ def check(variants: Sequence[Variant], pool: Pool) -> None:
     lines = [f"{reason}\n    in {_some(names)}" if len(variants) > 1 else reason for reason, names in reasons.items()]
     more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     raise ConfigError("\n  ".join(lines[:SHOWN]) + more)
+
+
+def here(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A configuration as this machine can check it, when its runs go to another, which has other devices."""
+    hardware = config["hardware"]
+    if hardware["cluster"] == "none":
+        return config
+    precision = "fp32" if hardware["precision"] == "tf32" else hardware["precision"]
+    return {**config, "hardware": {**hardware, "device": "cpu", "precision": precision}}
 
 
 def _some(names: Sequence[str]) -> str:

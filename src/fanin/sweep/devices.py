@@ -1,15 +1,20 @@
-"""How many workers a machine feeds, and which devices each of them sees."""
+"""How many workers a machine feeds, and which devices each of them sees; or which cluster has them."""
 
+import importlib
+import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from fanin.errors import require
+from fanin.errors import require, unknown
 from fanin.sweep.checks import call
+from fanin.sweep.pool import Pool as AnyPool
 from fanin.sweep.workers import Pool
 
 TASK = "fanin.run:Trainer"
+CLUSTERS = {"none": None, "ray": "ray", "slurm": "submitit"}  # and the package each needs, of the extra of its name
 
 
 def open_pool(hardware: Mapping[str, Any]) -> Pool:
@@ -24,6 +29,12 @@ def check_hardware(hardware: Mapping[str, Any]) -> None:
         value = hardware[key]
         whole = (isinstance(value, int) and value >= 1) or (key == "workers" and value == "auto")
         require(whole, f"hardware.{key}", "must be a whole number >= 1" + " or auto" * (key == "workers"), value)
+    if hardware["cluster"] not in CLUSTERS:
+        raise unknown("hardware.cluster", hardware["cluster"], CLUSTERS)
+    package = CLUSTERS[hardware["cluster"]]
+    there = package is None or importlib.util.find_spec(package) is not None
+    rule = f"{package} is not installed here: pip install 'fanin[{hardware['cluster']}]'"
+    require(there, "hardware.cluster", rule, hardware["cluster"])
     share = hardware["gpus_per_run"]
     fits = isinstance(share, int | float) and (0 < share <= 1 or (share > 1 and share == int(share)))
     require(fits, "hardware.gpus_per_run", "must be a fraction of one GPU or a whole number of them", share)
@@ -38,9 +49,11 @@ def core_count() -> int:
 
 
 def size_pool(pool: Pool, hardware: Mapping[str, Any], *, runs: int) -> None:
-    """Decide how many workers there are, and which GPUs each of them sees."""
+    """Decide how many workers there are here, and which GPUs each of them sees."""
     cores = core_count()
     wanted = hardware["workers"]
+    if hardware["cluster"] != "none":
+        return  # this pool is for the checks only
     devices = call(pool, "devices", hardware["device"])
     if devices["device"] == "cuda":
         pool.environments = gpu_shares(devices["cuda"], hardware["gpus_per_run"])
@@ -61,6 +74,22 @@ def size_pool(pool: Pool, hardware: Mapping[str, Any], *, runs: int) -> None:
                 file=sys.stderr,
             )
     pool.size = min(limit if wanted == "auto" else wanted, runs)
+
+
+@contextmanager
+def crew(pool: Pool, hardware: Mapping[str, Any], *, runs: int) -> Iterator[AnyPool]:
+    """The workers that train: those of `pool`, or, once it has served for the checks, others on a cluster.
+
+    Raises ConfigError for a cluster that does not answer, or has no room.
+    """
+    if hardware["cluster"] == "none":
+        yield pool
+        return
+    pool.close()
+    arguments = {"threads": hardware["threads"]}
+    module = importlib.import_module(f"fanin.sweep.{hardware['cluster']}_pool")
+    with module.cluster(hardware, runs=runs, task=TASK, arguments=arguments) as workers:
+        yield workers
 
 
 def gpu_shares(count: int, per_run: float) -> list[dict[str, str]]:

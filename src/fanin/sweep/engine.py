@@ -16,16 +16,16 @@ import yaml
 from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit, versions
 from fanin.sweep.checks import SHOWN, call, check, check_ground, check_tracking, corners, fetch, grid_of
-from fanin.sweep.devices import open_pool, size_pool
+from fanin.sweep.devices import crew, open_pool, size_pool
 from fanin.sweep.display import Display
 from fanin.sweep.folder import Outcome, StudyFolder, archive, stamp
 from fanin.sweep.grid import GridPlan
 from fanin.sweep.plan import Job, SinglePlan, plan_job, value_of
+from fanin.sweep.pool import Pool
 from fanin.sweep.predecessor import find_predecessor, queue_best
 from fanin.sweep.preview import show_plan, show_run
 from fanin.sweep.schedule import INTERRUPTED, Coordinator, Tally
 from fanin.sweep.study import Study, Variant
-from fanin.sweep.workers import Pool
 from fanin.tracking import CREDENTIALS
 
 FLUSH = 30.0  # seconds the end of a sweep waits for MLflow; `fanin sync` ships what is left
@@ -63,7 +63,9 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
         check_tracking(study, project)
         if study.racing:
             study = replace(study, racing={**study.racing, "resolution": resolution(study, pool)})
-        return _run(study, variants if grid else None, pool, options=options, project=project, source=source)
+        listed = variants if grid else None
+        with crew(pool, hardware, runs=len(variants) * study.replicates) as workers:
+            return _run(study, listed, workers, options=options, project=project, source=source)
     finally:
         pool.close()
 
@@ -112,7 +114,8 @@ def train(study: Study, *, options: Options, project: Path) -> int:
         with shipping(study, project) as shipper:
             shipper.catch_up(folder.folder)
             plan = SinglePlan(job)
-            tally = coordinate(study, plan, pool, shipper, every_epoch=True)
+            with crew(pool, hardware, runs=1) as workers:
+                tally = coordinate(study, plan, workers, shipper, every_epoch=True)
             flush(shipper, tally)
         if plan.result:
             print(closing_line(job, plan.result, tracked=study.base.config["tracking"]["uri"] != "none"))

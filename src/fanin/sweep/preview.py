@@ -6,11 +6,11 @@ from pathlib import Path
 import yaml
 
 from fanin.errors import ConfigError
-from fanin.sweep.checks import call
+from fanin.sweep.checks import call, here
 from fanin.sweep.display import clock, waiting
 from fanin.sweep.folder import outcome
+from fanin.sweep.pool import Pool
 from fanin.sweep.study import Study, Variant, hash_of
-from fanin.sweep.workers import Pool
 
 LISTED = 40  # variants
 # What decides how long an epoch takes.
@@ -84,7 +84,7 @@ def estimate(study: Study, plan: Mapping[str, Variant], pool: Pool, *, done: int
             config = one.composition.config
             key = hash_of([config[group] for group in COSTLY])
             try:
-                costs[key] = costs.get(key) or call(pool, "estimate", config)
+                costs[key] = costs.get(key) or call(pool, "estimate", here(config))
             except ConfigError as error:
                 return f"unknown until the data are here ({error})"
             total += costs[key] * config["epochs"]

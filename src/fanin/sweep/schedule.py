@@ -27,8 +27,8 @@ from fanin.sweep.channel import Failure
 from fanin.sweep.display import Display
 from fanin.sweep.folder import Outcome, outcome
 from fanin.sweep.plan import RETRIES, Job, Plan, result_of
+from fanin.sweep.pool import Event, Pool, Worker
 from fanin.sweep.study import Budget
-from fanin.sweep.workers import Event, Pool, Worker
 
 TICK = 0.5  # seconds: the longest the coordinator sleeps
 GRACE = 4.0  # seconds that running workers get to finish their epoch after a stop
@@ -261,7 +261,7 @@ class Coordinator:
 def abandon(pool: Pool) -> None:
     """End everything at once. What is not in the spools is lost; the next session takes up the rest."""
     for worker in pool.workers:
-        worker.process.kill()
+        worker.kill("abandoned")
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the live display had hidden the cursor
     os._exit(130)

@@ -29,19 +29,10 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from fanin.sweep.channel import SHIELDED, serve
+from fanin.sweep.pool import Event
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 STARTS = 3  # tries to start a worker, should the fork server die meanwhile
-
-
-@dataclass(frozen=True)
-class Event:
-    """What a worker said (`kind` record, done or failed) or suffered (died). `payload` as in the protocol;
-    for died: the cause in words."""
-
-    worker: "Worker"
-    kind: str
-    payload: Any
 
 
 @dataclass(eq=False)

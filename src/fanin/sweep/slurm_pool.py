@@ -1,0 +1,240 @@
+"""Workers in Slurm jobs, submitted by submitit: one job is one worker, which connects to the coordinator.
+
+The jobs see the project folder under the same path (submitit needs that, too), so they write the runs' spools and
+read the data themselves. A job that ends (its time is up, its node fails, it is preempted) is a dead worker: its
+run goes on in another job from the last checkpoint, and a new job is submitted in its place.
+
+The coordinator listens on this machine for as long as the sweep lasts; whoever connects must prove to know a
+secret that lies in the study's folder for the user alone. The only module that imports submitit, which the extra
+`fanin[slurm]` brings.
+"""
+
+import contextlib
+import os
+import queue
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener, wait
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from fanin.errors import ConfigError, unknown
+from fanin.folders import MEMORY
+from fanin.sweep.pool import Event
+from fanin.sweep.slurm_worker import join
+
+EXECUTORS = ("slurm", "local")  # of submitit
+LOOK = 5.0  # seconds between two looks at the jobs that have not connected yet
+GRACE = 5.0  # seconds an idle worker gets to leave
+LOST = 3  # jobs that may end without having connected, in a row
+NAMES = {"partition": "slurm_partition", "account": "slurm_account"}
+
+
+@dataclass(eq=False)
+class SlurmWorker:
+    """The coordinator's handle of one job; `connection` is None until it runs and has connected."""
+
+    slot: int
+    job: Any
+    connection: Connection | None = None
+    task: Any = None
+    heard: float = field(default_factory=time.monotonic)
+    ended: str | None = None
+
+    @property
+    def free(self) -> bool:
+        return self.task is None
+
+    def do(self, kind: str, payload: Any, *, task: Any) -> None:
+        self.task, self.heard = task, time.monotonic()
+        self._send(("do", kind, payload))
+
+    def reply(self, value: Any) -> None:
+        self._send(("reply", value))
+
+    def stop(self, reason: str) -> None:
+        self._send(("stop", reason))
+
+    def kill(self, cause: str) -> None:
+        self.ended = cause
+        self.job.cancel()
+
+    def leave(self) -> None:
+        self._send(("leave",))
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        if self.connection:
+            with contextlib.suppress(OSError):  # it died: its end of the connection will tell
+                self.connection.send(message)
+
+    def cause_of_death(self) -> str:
+        return self.ended or f"gone with its job {self.job.job_id} (now {self.job.state}; {self.job.paths.stderr})"
+
+
+class SlurmPool:
+    """A Pool (pool.py) of `size` jobs of `executor`."""
+
+    def __init__(
+        self, executor: Any, task: str, *, arguments: Mapping[str, Any], size: int, folder: Path, host: str
+    ) -> None:
+        self.size = size
+        self.workers: list[SlurmWorker] = []
+        self._executor, self._task, self._arguments = executor, task, dict(arguments)
+        self._secret = folder / "secret"
+        key = secrets.token_bytes(32)
+        descriptor = os.open(self._secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key)
+        self._listener = Listener((host, 0), backlog=128, authkey=key)
+        self._joined: queue.SimpleQueue[tuple[int, int, Connection]] = queue.SimpleQueue()
+        self._bell, self._ring = os.pipe()
+        self._looked, self._lost = time.monotonic(), 0
+        threading.Thread(target=self._accept, daemon=True, name="fanin-slurm").start()
+
+    def fill(self, wanted: int) -> None:
+        """All of them at once: the queue may let them wait."""
+        taken = {worker.slot for worker in self.workers}
+        for slot in sorted(set(range(self.size)) - taken):
+            job = self._executor.submit(join, self._listener.address, self._secret, slot, self._task, self._arguments)
+            self.workers.append(SlurmWorker(slot, job))
+
+    def free(self) -> list[SlurmWorker]:
+        return [worker for worker in self.workers if worker.free and worker.connection and not worker.ended]
+
+    def busy(self) -> list[SlurmWorker]:
+        return [worker for worker in self.workers if not worker.free]
+
+    def wait(self, timeout: float) -> list[Event]:
+        connected = {worker.connection: worker for worker in self.workers if worker.connection}
+        ready = wait([*connected, self._bell], timeout)
+        events = [event for one in ready if one in connected for event in self._collect(connected[one])]
+        if self._bell in ready:
+            os.read(self._bell, 1)
+            self._welcome(*self._joined.get())
+        return events + list(self._look())
+
+    def dismiss(self, worker: SlurmWorker) -> None:
+        worker.ended = "dismissed"
+        worker.leave()
+
+    def close(self) -> None:
+        """End all jobs: idle workers are asked to leave, and their jobs end with them; the others are cancelled."""
+        for worker in self.workers:
+            if worker in self.free():
+                worker.leave()
+            else:
+                worker.job.cancel()
+        deadline = time.monotonic() + GRACE
+        left = {worker.connection: worker for worker in self.free()}
+        while left and time.monotonic() < deadline:
+            for connection in wait(list(left), 0.1):
+                left.pop(connection)  # type: ignore[arg-type]
+        for worker in left.values():
+            worker.job.cancel()
+        for worker in self.workers:
+            if worker.connection:
+                worker.connection.close()
+            while self._executor.cluster == "local" and not worker.job.done() and time.monotonic() < deadline + GRACE:
+                time.sleep(0.02)  # its process is a child of ours, and must not stay behind as a zombie
+        self.workers.clear()
+        self._listener.close()
+        self._secret.unlink(missing_ok=True)
+
+    def _collect(self, worker: SlurmWorker) -> Iterator[Event]:
+        assert worker.connection
+        try:
+            while worker.connection.poll():
+                kind, payload = worker.connection.recv()
+                worker.heard = time.monotonic()
+                yield Event(worker, kind, payload)
+        except (EOFError, OSError):
+            worker.connection.close()
+            yield self._bury(worker)
+
+    def _bury(self, worker: SlurmWorker) -> Event:
+        self.workers.remove(worker)
+        return Event(worker, "died", worker.cause_of_death())
+
+    def _look(self) -> Iterator[Event]:
+        """Jobs that end without ever having connected. Raises ConfigError when it is always so."""
+        if time.monotonic() - self._looked < LOOK:
+            return
+        self._looked = time.monotonic()
+        for worker in [worker for worker in self.workers if not worker.connection and worker.job.done()]:
+            self._lost += 1
+            if self._lost > LOST:
+                raise ConfigError(
+                    f"hardware.cluster: {self._lost} jobs ended before they reached this machine at "
+                    f"{self._listener.address}; the last one's words are in {worker.job.paths.stderr}"
+                )
+            yield self._bury(worker)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection = self._listener.accept()
+                slot, _, pid = connection.recv()
+            except AuthenticationError:
+                continue  # a stranger
+            except (EOFError, ConnectionError):
+                continue  # it went away in the middle of its greeting
+            except OSError:
+                return  # the listener was closed
+            self._joined.put((slot, pid, connection))
+            os.write(self._ring, b"!")
+
+    def _welcome(self, slot: int, pid: int, connection: Connection) -> None:
+        waiting = [worker for worker in self.workers if worker.slot == slot and not worker.connection]
+        if waiting:
+            waiting[0].connection, self._lost = connection, 0
+        else:
+            connection.close()  # of a job that was given up
+
+
+@contextmanager
+def cluster(hardware: Mapping[str, Any], *, runs: int, task: str, arguments: Mapping[str, Any]) -> Iterator[SlurmPool]:
+    """Submit jobs, and have their workers until the end. Raises ConfigError."""
+    wanted = hardware["workers"]
+    if wanted == "auto":
+        raise ConfigError("hardware.workers: must be the number of jobs that Slurm is to run at a time, got 'auto'")
+    folder = Path.cwd() / MEMORY / "jobs"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    executor = make_executor(hardware, folder)
+    host = "127.0.0.1" if executor.cluster == "local" else socket.getfqdn()
+    pool = SlurmPool(executor, task, arguments=arguments, size=min(wanted, runs), folder=folder, host=host)
+    print(f"  {pool.size} jobs by {executor.cluster}; what they print is in {os.path.relpath(folder)}")
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def make_executor(hardware: Mapping[str, Any], folder: Path) -> Any:
+    """submitit's executor with the resources of one worker. Raises ConfigError."""
+    options = hardware["slurm"]
+    kind = options["executor"]
+    if kind is not None and kind not in EXECUTORS:
+        raise unknown("hardware.slurm.executor", kind, EXECUTORS)
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=kind)
+        gpus = hardware["gpus_per_run"] if hardware["device"] == "cuda" else 0
+        executor.update_parameters(
+            name="fanin",
+            timeout_min=options["minutes"],
+            mem_gb=options["memory"],
+            cpus_per_task=hardware["threads"],
+            gpus_per_node=max(1, int(gpus)) if gpus else 0,
+            slurm_additional_parameters=dict(options["more"]),
+            **{name: options[key] for key, name in NAMES.items() if options[key] is not None},
+        )
+    except (RuntimeError, ValueError, TypeError, NameError) as error:
+        raise ConfigError(f"hardware.slurm: {error}") from error
+    return executor

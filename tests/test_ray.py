@@ -1,0 +1,136 @@
+"""Workers on a Ray cluster of several nodes on this machine, one of which is killed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from processes import Command, attempt, children, curves, folders, leaderboard, open_runs, write_study
+from recorded import new_database, wait_until
+
+from fanin import spool
+from fanin.app import main
+
+if not importlib.util.find_spec("ray"):
+    pytest.skip("needs the extra fanin[ray]", allow_module_level=True)
+
+# ray warns about itself, MLflow 3.17 about SQLAlchemy 2.1
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+
+NODES = """
+import json, os, sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = cluster.add_node(num_cpus=1)
+print(json.dumps(cluster.address), flush=True)
+for line in sys.stdin:  # a line kills the second node, the end of the input the cluster
+    cluster.remove_node(second, allow_graceful=False)
+    print(json.dumps("killed"), flush=True)
+cluster.shutdown()
+"""
+MODEL = '''
+from torch import nn
+
+
+class Mine(nn.Module):
+    """The user's own: it must be found on every node."""
+
+    def __init__(self, in_shape, classes):
+        super().__init__()
+        self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+'''
+
+
+class Nodes:
+    """Two Ray nodes of one CPU each, in processes of their own."""
+
+    def __init__(self, home):
+        environment = os.environ | {"HOME": str(home), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", NODES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.address = self.answer()
+
+    def answer(self):
+        """The next line of JSON; Ray prints others."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith('"'):
+                return json.loads(line)
+        raise AssertionError("the cluster is gone")
+
+    def kill_one(self):
+        self.process.stdin.write("kill\n")
+        self.process.stdin.flush()
+        assert self.answer() == "killed"
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+@pytest.fixture
+def nodes(tmp_path_factory):
+    nodes = Nodes(tmp_path_factory.mktemp("home"))
+    yield nodes
+    nodes.close()
+
+
+def project_in(folder):
+    (folder / "conf").symlink_to(ROOT / "conf")
+    (folder / "mine.py").write_text(MODEL)
+    new_database(folder / "mlflow.db")
+    write_study(folder, initializers="he_normal,xavier_uniform,orthogonal", replicates=2, epochs=40, images=1000)
+    return folder
+
+
+def test_a_sweep_outlives_a_node_and_equals_an_undisturbed_one(nodes, tmp_path_factory, monkeypatch, capsys):
+    project = project_in(tmp_path_factory.mktemp("ray"))
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    choice = ("sweep", "faults", "model=softmax", "model._target_=mine.Mine")
+    command = Command(project, *choice, "hardware=ray", "hardware.checkpoint=0")
+    try:
+
+        def both():
+            runs = [r for _, r in open_runs(project) if r[-1]["kind"] == "epoch" and r[-1]["epoch"] > 3]
+            return len({attempt(records)["pid"] for records in runs}) == 2 or not command.running
+
+        wait_until(both, seconds=120)
+        assert command.running, command.output
+        nodes.kill_one()
+        assert command.end(seconds=240) == 0, command.output
+    finally:
+        command.kill()
+    assert "2 workers on a Ray cluster that has room for 2" in command.output
+    assert "worker lost with its node; tried again (1 of 2)" in command.output, command.output
+    assert "raylet" not in command.output  # Ray's own words take pages
+
+    monkeypatch.chdir(undisturbed := project_in(tmp_path_factory.mktemp("here")))
+    assert main(list(choice)) == 0
+    here = capsys.readouterr().out
+    assert children(project) == children(undisturbed) == {run.name: ["FINISHED"] for run in folders(undisturbed)}
+    assert {len(values) for values in curves(project).values()} == {1}
+    assert curves(project) == curves(undisturbed)
+    assert leaderboard(command.output) == leaderboard(here)
+    attempts = [spool.digest(spool.read(run / "spool.jsonl")[0]).attempts for run in folders(project)]
+    assert sorted(attempts)[-2:] == [1, 2]
+
+
+def test_a_cluster_that_is_not_there_or_too_small_is_refused_before_a_run(nodes, tmp_path_factory, monkeypatch, capsys):
+    monkeypatch.chdir(project := project_in(tmp_path_factory.mktemp("ray")))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    assert main(["sweep", "faults", "hardware=ray", "hardware.threads=3"]) == 2
+    assert "no node has room for a worker of 3 CPUs and 0 GPUs (the nodes have 1 CPUs" in capsys.readouterr().err
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert main(["sweep", "faults", "hardware=ray"]) == 2
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1" in capsys.readouterr().err
+    assert not (project / ".fanin" / "faults" / "runs").exists()
