@@ -72,8 +72,9 @@ class Nodes:
         assert self.answer() == "killed"
 
     def close(self):
-        self.process.stdin.close()
-        self.process.wait(60)
+        with self.process:  # closes both pipes, and waits
+            self.process.stdin.close()
+            self.process.stdout.read()
 
 
 @pytest.fixture
@@ -124,13 +125,16 @@ def test_a_sweep_outlives_a_node_and_equals_an_undisturbed_one(nodes, tmp_path_f
     assert sorted(attempts)[-2:] == [1, 2]
 
 
-def test_a_cluster_that_is_not_there_or_too_small_is_refused_before_a_run(nodes, tmp_path_factory, monkeypatch, capsys):
-    monkeypatch.chdir(project := project_in(tmp_path_factory.mktemp("ray")))
+def test_a_cluster_that_is_not_there_or_too_small_is_refused_before_a_run(nodes, tmp_path_factory, monkeypatch):
+    project = project_in(tmp_path_factory.mktemp("ray"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-    assert main(["sweep", "faults", "hardware=ray", "hardware.threads=3"]) == 2
-    assert "no node has room for a worker of 3 CPUs and 0 GPUs (the nodes have 1 CPUs" in capsys.readouterr().err
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    assert main(["sweep", "faults", "hardware=ray"]) == 2
-    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:1" in capsys.readouterr().err
-    assert not (project / ".fanin" / "faults" / "runs").exists()
+    nowhere = "127.0.0.1:1"
+    for address, overrides, message in (
+        (nodes.address, ["hardware.threads=3"], "no node has room for a worker of 3 CPUs and 0 GPUs (the nodes have 1"),
+        (nowhere, [], f"no Ray cluster answers at RAY_ADDRESS={nowhere}"),
+    ):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        command = Command(project, "sweep", "faults", "hardware=ray", *overrides)
+        assert command.end() == 2 and message in command.output, command.output
+        assert "Traceback" not in command.output
+        assert not (project / ".fanin" / "faults" / "runs").exists()

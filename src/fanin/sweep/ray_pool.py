@@ -11,6 +11,7 @@ The only module that imports ray, which the extra `fanin[ray]` brings.
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ from ray.exceptions import ActorUnavailableError, RayError  # noqa: E402
 
 HEAR = 10.0  # seconds a worker waits for something to say before it answers with nothing
 CALLS = 4  # of the coordinator that an actor serves at once: it hears, is replied to and is stopped
+KNOCK = 10.0  # seconds for the cluster's head to take a connection
 DEEPEST = 3  # folders below the project's in which the user's own modules are looked for
 
 
@@ -198,6 +200,7 @@ def connect(modules: Path) -> None:
     import what is in the folder `modules`. Raises ConfigError."""
     address = os.environ.get("RAY_ADDRESS")
     try:
+        knock(address)
         ray.init(
             address=address,
             log_to_driver=False,
@@ -205,9 +208,16 @@ def connect(modules: Path) -> None:
             include_dashboard=None if address else False,
             runtime_env={"working_dir": str(modules)},
         )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         first = str(error).strip().split("\n")[0]
         raise ConfigError(f"hardware.cluster: no Ray cluster answers at RAY_ADDRESS={address}: {first}") from error
+
+
+def knock(address: str | None) -> None:
+    """Raise OSError if nobody listens at host:port: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=KNOCK).close()
 
 
 def gather_modules(project: Path, target: Path) -> None:
