@@ -133,10 +133,10 @@ class SlurmPool:
             else:
                 worker.job.cancel()
         deadline = time.monotonic() + GRACE
-        left = {worker.connection: worker for worker in self.free()}
+        left = {worker.connection: worker for worker in self.free() if worker.connection}
         while left and time.monotonic() < deadline:
-            for connection in wait(list(left), 0.1):
-                left.pop(connection)  # type: ignore[arg-type]
+            gone = wait(list(left), 0.1)
+            left = {connection: worker for connection, worker in left.items() if connection not in gone}
         for worker in left.values():
             worker.job.cancel()
         for worker in self.workers:
