@@ -33,7 +33,7 @@ report: $(READY) ## the HTML report of a study: make report [SWEEP=initializers]
 	@$(BIN)/fanin report $(SWEEP) $(ARGS)
 
 test: $(READY) ## all tests but the long ones
-	@$(BIN)/pytest -m "not slow" $(ARGS)
+	@$(BIN)/pytest -n auto --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## the long proofs
 	@$(BIN)/pytest -m slow $(ARGS)
