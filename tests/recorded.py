@@ -94,12 +94,12 @@ def free_port():
 
 
 @contextmanager
-def mlflow_server(folder, *, port=None):
+def mlflow_server(folder, *, port=None, workers=1):
     """A real server on a database in `folder`; yields its URI."""
     port = port or free_port()
     uri = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
+    command += ["--workers", str(workers), "--backend-store-uri", f"sqlite:///{folder}/server.db"]
     command += ["--artifacts-destination", str(folder / "server-artifacts")]
     switches = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (folder / "server.log").open("a") as log:

@@ -30,6 +30,7 @@ OWNERS = {
     "hydra": ["fanin.app", "fanin.sweep", "hydra_plugins"],
     "omegaconf": ["fanin.app", "fanin.sweep", "hydra_plugins"],
     "psycopg": ["fanin.postgres"],
+    "pyarrow": ["fanin.archive"],
     "torchvision": ["fanin.vision"],
 }
 # Module of ours -> the modules that may import it.
@@ -61,7 +62,7 @@ LEVELS = {
     "fanin.__main__": 6,
 }
 WITHOUT_TORCH = [
-    *("bulk", "client", "compare", "database", "description", "folders", "history", "leaderboard", "points"),
+    *("archive", "bulk", "client", "compare", "database", "description", "folders", "history", "leaderboard", "points"),
     *("postgres", "query", "report", "results", "schema", "server", "shipper", "shipping", "source", "spool"),
     *("sqlite", "tracking", "view"),
 ]

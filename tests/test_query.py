@@ -237,3 +237,52 @@ def test_reading_does_not_wait_for_a_writer(sqlite_project):
         assert time.monotonic() - begin < 10  # sqlite would wait 20 s for the lock
         writer.execute("rollback")
     writer.close()
+
+
+def test_a_metric_that_no_run_has_is_refused_with_the_nearest(place):
+    for read in (query.runs, query.curves):
+        with pytest.raises(ConfigError, match="metrics: 'val/acuracy' is .*did you mean 'val/accuracy'"):
+            read("initializers", "val/acuracy", **place)
+    with pytest.raises(ConfigError, match=r"metrics: 'test/\*/x' is not one of"):
+        query.curves("initializers", ["val/*", "test/*/x"], **place)
+    with pytest.raises(ConfigError, match="metrics: 'weight/layers.1/std' is .*did you mean 'weight/layers.10/std'"):
+        query.layers("initializers", "weight/layers.1/std", **place)
+
+
+def test_where_and_metrics_give_what_one_would_pick_from_the_whole(place):
+    whole = {read: read("initializers", **place) for read in (query.runs, query.curves, query.layers)}
+    some = query.curves("initializers", ["val/loss", "weight/layers.0/*"], where={"initializer": "zeros"}, **place)
+    table = whole[query.curves]
+    picked = table[table["metric"].isin(["val/loss", "weight/layers.0/std"]) & table["initializer"].eq("zeros")]
+    assert plain(some) == plain(picked) and len(some) == 3
+    for where in ({"diverged": True}, {"variant": "bbbbbbbbbb", "replicate": [0]}, {"low": -math.inf}):
+        table = whole[query.curves]
+        run = query.runs("initializers", where=where, **place)["run_id"].tolist()
+        assert len(run) == 1
+        some = query.curves("initializers", where=where, **place)
+        assert plain(some) == plain(table[table["run_id"].isin(run)]) and len(some)
+    table = whole[query.layers]
+    some = query.layers("initializers", "grad/*", where={"replicate": 1}, **place)
+    assert list(some)[3:] == ["step", "layer", "grad_norm"]
+    assert plain(some) == plain(table[table["replicate"] == 1][list(some)])
+    short = query.runs("initializers", "val/*", where={"initializer": ["he_normal"]}, **place)
+    assert "test/accuracy" not in short and short["seconds"].tolist() == [1.0, 1.0]
+    pandas.testing.assert_frame_equal(short, whole[query.runs].iloc[:2][list(short)])
+    with pytest.raises(ConfigError, match="where: 'optimizer.l' .*did you mean 'optimizer.lr'"):
+        query.curves("initializers", where={"optimizer.l": 1}, **place)
+
+
+def plain(table):
+    return table.astype(object).where(table.notna(), None).to_dict("list")
+
+
+def test_names_of_metrics_can_be_listed(place):
+    names = query.metrics("initializers", **place)
+    assert {"val/loss", "best val/loss", "weight/layers.10/std"} <= {*names} and names == sorted(names)
+
+
+def test_a_million_points_are_kept_in_categories_and_numbers(place):
+    kinds = query.curves("initializers", **place).dtypes
+    for column in ("run_id", "variant", "metric", "initializer"):
+        assert isinstance(kinds[column], pandas.CategoricalDtype)
+    assert kinds["step"] == kinds["replicate"] == numpy.int64 and kinds["value"] == numpy.float64

@@ -37,7 +37,7 @@ def accepts(database: Path) -> bool:
 def write(database: Path, run: str, points: Sequence[Point]) -> bool:
     """Add points to a run in one transaction; those it has already stay as they are. False, and nothing is
     written, if there is no such run or it is deleted. Raises sqlite3.Error."""
-    rows = [_row(point, run) for point in points]
+    rows = [row(point, run) for point in points]
     with closing(_connect(database)) as connection, connection:
         connection.execute("begin immediate")
         active = connection.execute(ACTIVE, [run]).fetchone() == (1,)
@@ -47,7 +47,7 @@ def write(database: Path, run: str, points: Sequence[Point]) -> bool:
     return active
 
 
-def _row(point: Point, run: str) -> dict[str, object]:
+def row(point: Point, run: str) -> dict[str, object]:
     """As MLflow stores it: NaN is 0 with a mark, infinity the largest double."""
     nan = math.isnan(point.value)
     value = 0.0 if nan else max(-LARGEST, min(LARGEST, point.value))

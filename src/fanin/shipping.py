@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fanin import points, spool, view
+from fanin import archive, points, spool, view
 from fanin.description import Description, clean_tags, describe_run, describe_study, swept_values
 from fanin.folders import Folder, Shipped, remembered
 from fanin.lock import exclusive
@@ -98,11 +98,14 @@ def _send_end(
 ) -> Shipped:
     history = spool.digest(whole)
     assert history.end
-    _upload(folder, tracker, shipped.run, description)
-    last = points.end_points(whole, history)
+    last, tags = points.end_points(whole, history), _end_tags(history)
     if history.final:  # one that is gone on with may get better: its best are not known yet
         last = points.best_points(history) + last
-    tracker.log(shipped.run, params=fresh.params, points=fresh.points + last, tags=_end_tags(history))
+    if history.end["status"] == "FINISHED" and folder != folder.study:
+        every = points.curve_points(whole) + last
+        tags |= {archive.TAG: archive.write(folder.artifacts / archive.FILE, every)}
+    _upload(folder, tracker, shipped.run, description)
+    tracker.log(shipped.run, params=fresh.params, points=fresh.points + last, tags=tags)
     tracker.end(shipped.run, status=history.end["status"], time=history.end["time"])
     if shipped.doubtful:
         _remove_doubles(folder, tracker, shipped.run, description)

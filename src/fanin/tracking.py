@@ -204,13 +204,16 @@ class Tracker:
                 client.get_run(run)
             self._checked.add(run)
 
-    def request(self, method: str, route: str, **arguments: object) -> str:
+    def request(self, method: str, route: str, **arguments: object) -> bytes:
         """The answer of a server to a request that MLflow's client does not make, with the client's credentials."""
         with self.translated():
             from mlflow.tracking._tracking_service.utils import get_default_host_creds
-            from mlflow.utils.rest_utils import http_request_safe
+            from mlflow.utils.rest_utils import http_request, verify_rest_response
 
-            return http_request_safe(get_default_host_creds(self.uri), route, method, **arguments).text
+            answer = http_request(get_default_host_creds(self.uri), route, method, **arguments)
+            if answer.status_code != 200:  # only then: it takes every answer for text
+                verify_rest_response(answer, route)
+            return answer.content
 
     def forget(self) -> None:
         """Drop what was remembered of a store that was replaced."""
@@ -282,6 +285,8 @@ class Tracker:
             yield self._client
         except MlflowException as error:
             raise _kind(error.error_code)(f"{self.address}: {_explain(error)}") from error
+        except ImportError as error:
+            raise TrackingRefused(f"{self.address}: its driver is not installed ({error})") from error
         except (OSError, SQLAlchemyError, sqlite3.Error) as error:
             raise TrackingDown(f"{self.address}: {_first_line(error)}") from error
 
