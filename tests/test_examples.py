@@ -13,19 +13,28 @@ def run(*command):
 
 
 def test_results_are_read_as_the_example_shows(project):
-    sweep = ["-m", "fanin", "train", "-m", "initializer=he_normal,zeros", "study.replicates=2", *TINY]
+    sweep = [
+        "-m",
+        "fanin",
+        "train",
+        "-m",
+        "initializer=he_normal,zeros",
+        "study.replicates=2",
+        "study.name=tiny",
+        *TINY,
+    ]
     done = run(*sweep)
     assert done.returncode == 0, done.stderr
-    done = run("-W", "error", ROOT / "examples" / "read_results.py", "train")
+    done = run("-W", "error", ROOT / "examples" / "read_results.py", "tiny")
     assert done.returncode == 0, done.stderr
-    assert "['train']" in done.stdout and "he_normal" in done.stdout
+    assert "['tiny']" in done.stdout and "he_normal" in done.stdout
     assert "layers.0" in done.stdout, "the gains before training"
     assert "paired by replicate" in done.stdout, "the comparison"
-    picture = project / "reports" / "train-curves.png"
-    if "train-curves.png" in done.stdout:
+    picture = project / "reports" / "tiny-curves.png"
+    if "tiny-curves.png" in done.stdout:
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
 
 
 def test_the_example_says_what_is_wrong_with_a_study_that_is_not_there(project):
-    done = run(ROOT / "examples" / "read_results.py", "train")
+    done = run(ROOT / "examples" / "read_results.py", "tiny")
     assert done.returncode == 1 and "there is no tracking database" in done.stderr
