@@ -23,6 +23,7 @@ from recorded import free_port
 
 import fanin
 from fanin.errors import ConfigError
+from fanin.source import READ_URI
 from fanin.tracking import TrackingRefused
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -191,7 +192,7 @@ def test_a_backup_that_failed_half_way_is_not_taken_for_one(tmp_path):
 def test_the_manual_names_what_there_is():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {*re.findall(r"(?:`|^ {4})make ([a-z]+)", MANUAL, flags=re.MULTILINE)} <= {*targets}
-    assert {*re.findall(r"\bFANIN_\w+", MANUAL)} <= {*stack_tool.SETTINGS}
+    assert {*re.findall(r"\bFANIN_\w+", MANUAL)} <= {*stack_tool.SETTINGS, READ_URI}
     assert yaml.safe_load(TEXT)["name"] in MANUAL
 
 
