@@ -362,7 +362,10 @@ def test_the_budgets_curves_are_the_expected_best_of_all_choices_of_n(finished):
     assert drawn["budget"] is None and len(means) == 4  # too few for a curve
     many_ = [{"mean": value, "last": value, "runs": [1], "seconds": 2.0} for value in (0.1, 0.5, 0.3, 0.9, 0.2)]
     many_.append({"mean": None, "last": 0.7, "runs": [], "seconds": 2.0})  # stopped early
-    axes = [{"key": "a", "names": ["x", "y"], "level": [0, 0, 0, 1, 1, 1]}, {"key": "lr", "names": None, "level": []}]
+    axes = [
+        {"key": "a", "number": False, "names": ["x", "y"], "level": [0, 0, 0, 1, 1, 1], "value": [0, 0, 0, 1, 1, 1]},
+        {"key": "lr", "number": True, "names": None, "level": [], "value": [1, 2, 3, 4, None, 5]},
+    ]
     found = budget.draw(axes, many_, direction="maximize")
     assert list(found) == ["none", "a"]
     pairs = [max(pair) for pair in itertools.combinations((0.1, 0.5, 0.3, 0.9, 0.2, 0.7), 2)]
@@ -372,6 +375,7 @@ def test_the_budgets_curves_are_the_expected_best_of_all_choices_of_n(finished):
     assert (x["name"], x["expected"][2], y["expected"][2]) == ("x", 0.5, 0.9)
     worst = budget.draw(axes, many_, direction="minimize")["a"]
     assert worst[0]["expected"][2] == 0.1
+    assert budget.draw(axes[:1], many_, direction="maximize") is None  # initializers are not drawn at random
 
 
 def test_a_tracking_store_that_goes_down_costs_the_copy_there_not_the_file(half, monkeypatch, capsys):

@@ -143,7 +143,7 @@ class Trainer:
         split = self._split(config, dataset=payload.get("dataset"))
         parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
         tell = channel.ask if payload["judged"] else channel.send
-        usage = Usage(split.images.device) if config["tracking"]["system_metrics"] == "epoch" else None
+        usage = Usage(split.images.device) if config["tracking"].get("system_metrics") == "epoch" else None
         reason, saved = None, time.monotonic()
         progress = resume(folder / "checkpoint.pt", parts)
         if progress is None:
@@ -371,6 +371,9 @@ def initializer(config: Mapping[str, Any]) -> Iterator[tuple[Callable[..., Any],
 
 def check_numbers(config: Mapping[str, Any]) -> None:
     """The root keys' ranges; each group's own are checked where its objects are built."""
+    for key in ("seeds", "stats", "test_weights", "tracking"):
+        if key not in config:
+            raise ConfigError(f"{key}: conf/config.yaml has no such key: it is of another version of fanin")
     for key, least in {"epochs": 1, "batch_size": 1, "seed": 0, "replicate": 0}.items():
         value = config[key]
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -379,7 +382,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     for key, options in {"stats": ("standard", "off"), "test_weights": ("last", "best")}.items():
         if config[key] not in options:
             raise unknown(key, config[key], options)
-    watched = config["tracking"]["system_metrics"]
+    watched = config["tracking"].get("system_metrics", "none")  # a choice of one's own may leave it out
     if watched not in CHOICES:
         raise unknown("tracking.system_metrics", watched, CHOICES)
     hardware = config["hardware"]

@@ -8,6 +8,7 @@ import numpy
 from fanin.comparison.aggregates import expected_best
 from fanin.report.series import numbers
 
+TUNED = 4  # values of a number from which on it is tuned
 FEWEST = 6  # variants from which on there is a curve to draw
 MOST_CHOICES = 8
 
@@ -16,9 +17,11 @@ def draw(
     axes: Sequence[Mapping[str, Any]], variants: Sequence[Mapping[str, Any]], *, direction: str
 ) -> dict[str, Any] | None:
     """key -> choices with `n` tries' `seconds` and `expected` best, as if the variants had been tried in random order;
-    None unless several keys vary. A variant that was stopped counts with its last value, a lower bound."""
+    None where nothing is tuned: nobody draws initializers at random. A variant that was stopped counts with its last
+    value, a lower bound."""
     keys = {axis["key"]: _choices(axis) for axis in axes if _splits(axis)}
-    if len(axes) < 2 or len(variants) < FEWEST:
+    tuned = any(axis["number"] and len({*axis["value"]} - {None}) >= TUNED for axis in axes)
+    if not tuned or len(variants) < FEWEST:
         return None
     every = {"all variants": range(len(variants))}
     drawn = {key: _curves(choices, variants, direction) for key, choices in ({"none": every} | keys).items()}

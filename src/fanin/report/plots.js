@@ -32,7 +32,8 @@ function strip(cell, row, domain, style) {
 function stripAxis(cell, domain) {
   const width = Math.max(120, cell.clientWidth);
   const at = scale(domain, [8, width - 8], { count: Math.min(5, width / 60) });
-  const marks = at.ticks.map(([value, text]) => write(at(value), 12, text, "middle"));
+  const anchor = (x) => (x < 14 ? "start" : x > width - 14 ? "end" : "middle");
+  const marks = at.ticks.map(([value, text]) => write(at(value), 12, text, anchor(at(value))));
   cell.replaceChildren(
     element("svg:svg", { viewBox: `0 0 ${width} 16`, class: "axes", "aria-hidden": "true" }, ...marks),
   );
