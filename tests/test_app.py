@@ -1,5 +1,6 @@
 """The command line: exit codes, and every kind of bad input refused before the first run, in one line."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -428,6 +429,22 @@ def test_an_interrupted_command_says_so_and_ends_with_130(monkeypatch, capsys):
     monkeypatch.setattr(app, "_doctor", interrupted)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "fanin: interrupted\n"
+
+
+def test_a_full_disk_is_a_message_and_other_faults_of_the_system_are_not_hidden(monkeypatch, capsys):
+    def full(options):
+        raise OSError(errno.ENOSPC, "No space left on device", "spool.jsonl")
+
+    monkeypatch.setattr(app, "_doctor", full)
+    assert main(["doctor"]) == 1
+    assert "the disk is full (spool.jsonl): make room" in capsys.readouterr().err
+
+    def other(options):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(app, "_doctor", other)
+    with pytest.raises(OSError, match="Input/output"):
+        main(["doctor"])
 
 
 def test_a_folder_that_is_no_project_is_refused(tmp_path, monkeypatch, capsys):

@@ -72,6 +72,22 @@ def test_the_board_has_the_running_runs_the_best_so_far_and_the_time_left(time):
     assert text[-1] == " best so far: initializer=he_normal  val/accuracy 0.9000"
 
 
+def test_a_run_that_ends_while_the_board_is_drawn_leaves_the_board_whole(time, monkeypatch):
+    shown = show(terminal=True)
+    shown._done, shown._total = 0, 1
+    shown.begin("a", name="initializer=zeros r0", epochs=10)
+    table = shown._table
+
+    def end_meanwhile(running):
+        shown.drop("a")
+        return table(running)
+
+    monkeypatch.setattr(shown, "_table", end_meanwhile)
+    assert any("initializer=zeros r0" in line for line in board(shown))
+    monkeypatch.undo()
+    assert not any("initializer=zeros" in line for line in board(shown))
+
+
 def test_the_best_is_the_best_mean_in_the_metrics_direction(time):
     shown = show(terminal=True, metric="val/loss", sign=-1)
     shown._done, shown._total = 0, None

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done, 1 runs failed, 2 bad input, 130 interrupted."""
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -52,12 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TrackingDown, TrackingRefused) as error:
         print(f"fanin: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, TrackingRefused) else FAILED
-    except KeyboardInterrupt:  # a sweep under way ends by itself, with its answer so far
-        print("fanin: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:  # `fanin results | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        way = "make room, and run the same command again: it goes on from here"
+        print(f"fanin: the disk is full ({error.filename or 'no space left'}): {way}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:  # a sweep under way ends by itself, with its answer so far
+        print("fanin: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

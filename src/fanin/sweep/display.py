@@ -7,7 +7,7 @@ per finished run, and at most one progress line every few seconds, so that a log
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,10 +148,11 @@ class Display:
         if not self.durations or self._total is None:
             return None
         mean = sum(self.durations) / len(self.durations)
-        elapsed = sum(min(time.monotonic() - r.started, mean) for r in self.running.values())
+        elapsed = sum(min(time.monotonic() - r.started, mean) for r in list(self.running.values()))
         return max(0.0, ((self._total - self._done) * mean - elapsed) / max(1, self.workers))
 
     def _board(self) -> Group:
+        """Drawn by a thread of its own, while runs begin and end: it looks at what runs once."""
         left = self.seconds_left()
         self._bar.update(
             self._task,
@@ -161,31 +162,31 @@ class Display:
             failed=f"{self.failed} failed" if self.failed else "",
         )
         parts: list[Any] = [self._bar]
-        if self.running:
-            parts.append(self._table())
+        if running := list(self.running.values()):
+            parts.append(self._table(running))
         if best := self._best():
             parts.append(Text(best, style="green", no_wrap=True))
         if self.note:
             parts.append(Text(f" {self.note}", style="yellow"))
         return Group(*parts)
 
-    def _table(self) -> Table:
+    def _table(self, running: Sequence[Running]) -> Table:
         """The running runs. The columns keep their places from one frame to the next, and the numbers theirs."""
         room = max(12, self.console.width - NUMBERS - 1)
-        names = {key: fit(run.name, room) for key, run in self.running.items()}
-        self._widest = min(room, max(self._widest, *map(len, names.values())))
+        names = [fit(run.name, room) for run in running]
+        self._widest = min(room, max([self._widest, *map(len, names)]))
         table = Table(box=None, padding=(0, 1), header_style="dim")
         table.add_column("running", width=self._widest, no_wrap=True)
         for column, width in (("epoch", 9), ("train loss", 10), ("val acc", 8)):
             table.add_column(column, justify="right", width=width, no_wrap=True)
-        for key, run in list(self.running.items())[:SHOWN]:
-            table.add_row(names[key], f"{run.epoch}/{run.epochs}", _number(run.loss), _number(run.accuracy))
-        if len(self.running) > SHOWN:
-            table.add_row(f"... and {len(self.running) - SHOWN} more")
+        for name, run in list(zip(names, running, strict=True))[:SHOWN]:
+            table.add_row(name, f"{run.epoch}/{run.epochs}", _number(run.loss), _number(run.accuracy))
+        if len(running) > SHOWN:
+            table.add_row(f"... and {len(running) - SHOWN} more")
         return table
 
     def _best(self) -> str:
-        means = {name: sum(v) / len(v) for name, v in self.values.items()}
+        means = {name: sum(v) / len(v) for name, v in list(self.values.items())}
         if not means:
             return ""
         name = max(means, key=lambda n: self.sign * means[n])

@@ -16,7 +16,7 @@ from fanin.leaderboard import lead, leaderboard, render, render_markdown
 from fanin.sweep import factors
 from fanin.sweep.folder import Outcome
 from fanin.sweep.plan import Planned, value_of
-from fanin.sweep.schedule import Tally
+from fanin.sweep.schedule import INTERRUPTED, Tally
 from fanin.sweep.search import Search
 from fanin.sweep.study import Study, Variant
 from fanin.sweep.verdicts import judge
@@ -158,6 +158,7 @@ def _ending(tally: Tally) -> str:
         "pruned": tally.pruned,
         "failed": tally.failed,
     }
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "nothing was left to do"
+    none = "no run ended" if tally.ended == INTERRUPTED else "nothing was left to do"
+    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or none
     ended = "" if tally.ended == "done" else f" ({tally.ended})"
     return f"This session: {said}{ended}."
