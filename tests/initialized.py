@@ -12,6 +12,7 @@ from fanin.randomness import Streams
 from fanin.run import initializer
 
 CONF = Path(__file__).parent.parent / "conf"
+NEEDED = {"mup": {"base_width": 64}}  # what a file leaves to its user
 
 
 def options_of(group: str, name: str) -> dict[str, Any]:
@@ -31,7 +32,11 @@ def initialize(
     **changes: Any,
 ) -> list[initializers.Step]:
     """Initialize `model` by the file of that name with some options changed; what it measured on the way."""
-    with initializer({"initializer": options_of("initializer", name) | changes}) as (function, options, bias):
+    with initializer({"initializer": options_of("initializer", name) | NEEDED.get(name, {}) | changes}) as (
+        function,
+        options,
+        bias,
+    ):
         in_shape = tuple(images.shape[1:])
         if not initializers.is_whole(function):
             bound = initializers.bind(function, options)

@@ -600,6 +600,7 @@ REFUSALS = {
     "gradinit": "hardsigmoid_backward is not implemented",  # of mobilenet_v3
     "metainit": "hardsigmoid_backward is not implemented",
     "delta_orthogonal": "needs at least as many channels out of a convolution as into it",
+    "mup": "scales with the width of hidden layers, and this model has none",
     "partial_identity": "would show the first .* inputs",
     "sparse": "must be at most 9, the number of inputs of a unit",
     "zero_hadamard": "would show the first .* inputs",

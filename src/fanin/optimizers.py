@@ -1,7 +1,7 @@
 """Optimizers: any class of torch.optim's interface, built with checked settings."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -43,13 +43,15 @@ def build(
     lr: float,
     weight_decay: float,
     batch: str,
+    rates: Mapping[nn.Parameter, float] | None = None,
     **options: Any,
 ) -> Optimizer:
     """Build `factory(parameters, lr=lr, **options)`.
 
     `batch`: what one step sees, a mini-batch or the full training set. `weight_decay` is decoupled whatever the
     optimizer would make of it: its groups say how much each decays (weights of two or more dimensions only), and
-    `regularizers.decay` does it. Fused kernels are taken where torch has them for the device.
+    `regularizers.decay` does it. `rates` multiply lr for the parameters that they name. Fused kernels are taken
+    where torch has them for the device.
 
     Raises ConfigError for a setting that is out of range or that the optimizer does not have.
     """
@@ -59,7 +61,8 @@ def build(
     trained: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
     if "weight_decay" in takes:
         settings["weight_decay"] = 0.0
-    trained = _decay_groups(trained, weight_decay) if weight_decay else trained
+    if weight_decay or rates:
+        trained = _groups(trained, lr=lr, weight_decay=weight_decay, rates=rates or {})
     try:
         return _construct(factory, trained, lr=lr, fused="fused" in takes, settings=settings)
     except (ValueError, TypeError) as error:
@@ -108,12 +111,21 @@ def _is(factory: Callable[..., Optimizer], kind: type[Optimizer]) -> bool:
     return isinstance(factory, type) and issubclass(factory, kind)
 
 
-def _decay_groups(trained: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    decayed = weights(trained)
-    chosen = {id(parameter) for parameter in decayed}
-    rest = [parameter for parameter in trained if id(parameter) not in chosen]
-    groups = [{"params": decayed, DECAY: weight_decay}, {"params": rest, DECAY: 0.0}]
-    return [group for group in groups if group["params"]]
+def _groups(
+    trained: list[nn.Parameter], *, lr: float, weight_decay: float, rates: Mapping[nn.Parameter, float]
+) -> list[dict[str, Any]]:
+    """One group for each learning rate and decay. Whatever its rate, a weight shrinks by lr * weight_decay a step.
+
+    Those that learn with lr itself come first: the first group's is the one that is recorded.
+    """
+    decayed = {id(parameter) for parameter in weights(trained)}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in trained:
+        groups.setdefault((rates.get(parameter, 1.0), id(parameter) in decayed), []).append(parameter)
+    return [
+        {"params": groups[rate, decays], "lr": lr * rate, DECAY: weight_decay / rate if decays else 0.0}
+        for rate, decays in sorted(groups, key=lambda key: (key[0] != 1.0, not key[1]))
+    ]
 
 
 def _construct(

@@ -281,14 +281,19 @@ def build(config: Mapping[str, Any], *, shape: Any, device: torch.device | str, 
     regularizer = regularizers.build(**config["regularization"])
     regularizers.check_images(regularizer, shape=shape)
     model = build_model(config, shape=shape, device=device, streams=streams)
+    weight = None
     with initializer(config) as (function, options, _):
         if initializers.is_whole(function):
             facts = {"in_shape": tuple(shape), "scale": config["data"]["scale"], "count": train_size}
             initializers.check_whole(function, model, options=options, facts=facts)
+        else:
+            weight = initializers.bind(function, options)
     weight_decay = config["regularization"]["weight_decay"]
     with part(config, "optimizer") as (factory, options):
         optimizers.refuse_weight_decay(options)
-        optimizer = optimizers.build(factory, model.parameters(), weight_decay=weight_decay, **options)
+        rates = initializers.learning_rates(weight, model, in_shape=tuple(shape), optimizer=factory)
+        parameters = model.parameters()
+        optimizer = optimizers.build(factory, parameters, weight_decay=weight_decay, rates=rates, **options)
     sizes = {"batch_size": config["batch_size"], "batch": config["optimizer"]["batch"]}
     check_training(
         model,

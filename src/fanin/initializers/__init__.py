@@ -10,12 +10,16 @@ file in conf/initializer/ with `_target_: your.module.f`, its options and a `bia
 
 Or a function `f(model, *, ...)`, as in `whole`, which may see data. An option that is itself a mapping with a
 `_target_` is a function of one tensor, bound to the options beside it.
+
+A class whose instances are called like `f(weight, ...)` may, by a method `learning_rates`, also set each parameter's
+own rate, as mup does.
 """
 
 from fanin.initializers.belief_network import dbn
 from fanin.initializers.closed_form import constant, normal, ones, trunc_normal, uniform, zeros
-from fanin.initializers.layers import bind, check_bias, fill_biases, fill_weights, initialize
+from fanin.initializers.layers import bind, check_bias, fill_biases, fill_weights, initialize, learning_rates
 from fanin.initializers.learned import gradinit, metainit
+from fanin.initializers.mup import Mup
 from fanin.initializers.residual import fixup, rezero, skipinit
 from fanin.initializers.roles import Layer
 from fanin.initializers.scaled import (
@@ -44,6 +48,7 @@ from fanin.initializers.whole import Step, check_whole, checked_by, initialize_w
 
 __all__ = [
     "Layer",
+    "Mup",
     "Step",
     "bind",
     "check_bias",
@@ -65,6 +70,7 @@ __all__ = [
     "initialize_whole",
     "is_whole",
     "kumar_sigmoid",
+    "learning_rates",
     "lecun_normal",
     "lecun_uniform",
     "lsuv",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.optim import Optimizer
 
 from fanin.errors import require, unknown
 from fanin.initializers.closed_form import fans, fill, require_number, symmetric_uniform
@@ -26,8 +27,12 @@ def bind(
     """`function` with its options filled in, ready to be the `weight` of `initialize`.
 
     An option with a `_target_` is an initializer itself, and bound likewise.
+    Of a class it makes an instance, to be called likewise.
     Raises ConfigError for an option that the function does not have, or that it lacks.
     """
+    if isinstance(function, type):
+        check_options(function, options, group=group)
+        return function(**options)
     tensor = next(iter(signature(function).parameters), None)
     rule = "must take the weight, to be filled in place, as its first argument"
     require(tensor, f"{group}._target_", rule, label(function))
@@ -91,8 +96,26 @@ def check_weight(model: nn.Module, weight: object, *, option: str, in_shape: tup
     rule = "must be an initializer of one weight, a mapping with _target_ and its options"
     require(callable(weight), f"initializer.{option}", rule, weight)
     assert callable(weight)
+    rule = "must be an initializer that sets no learning rates (mup has readout=zeros)"
+    require(not hasattr(weight, "learning_rates"), f"initializer.{option}", rule, weight)
     if any(parameter.is_meta for parameter in model.parameters()):
         fill_weights(model, weight=weight, streams=Streams(0, 0), in_shape=in_shape)
+
+
+def learning_rates(
+    weight: Callable[..., None] | None,
+    model: nn.Module,
+    *,
+    in_shape: tuple[int, ...],
+    optimizer: Callable[..., Optimizer],
+) -> Mapping[nn.Parameter, float]:
+    """What an initializer multiplies the optimizer's learning rate by, parameter by parameter: mostly nothing.
+
+    It says so by a method `learning_rates(model, layers, optimizer)`. Raises ConfigError for an optimizer that it
+    has no rule for.
+    """
+    rule = getattr(weight, "learning_rates", None)
+    return rule(model, survey(model, in_shape), optimizer) if rule else {}
 
 
 def fill_layer(module: nn.Linear | _ConvNd, function: Callable[..., None], **offered: object) -> None:

@@ -25,6 +25,7 @@ class Layer:
     position: int  # 0 for the first
     count: int
     dropout: float
+    width: int  # units of the model's first layer, by which narrow and wide ones of a family are told apart
 
     @property
     def first(self) -> bool:
@@ -44,10 +45,15 @@ def survey(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, Layer]:
     dropped = watch(model, in_shape)
     called = [module for module in dropped if module in paths]
     order = [*called[:-1], *(module for module in paths if module not in dropped), *called[-1:]]
+    width = units_out(order[0]) if order else 0
     return {
-        paths[module]: Layer(paths[module], module, position, len(order), dropped.get(module, 0.0))
+        paths[module]: Layer(paths[module], module, position, len(order), dropped.get(module, 0.0), width)
         for position, module in enumerate(order)
     }
+
+
+def units_out(module: nn.Linear | _ConvNd) -> int:
+    return module.out_features if isinstance(module, nn.Linear) else module.out_channels
 
 
 @torch.no_grad()

@@ -119,6 +119,8 @@ def zero_last(weight: Tensor, *, generator: torch.Generator, layer: Layer, rest:
     (Zhang et al. 2019 begin so, and Yang et al. 2022 recommend it).
     """
     require(callable(rest), "initializer.rest", "must be an initializer of one weight, a mapping with _target_", rest)
+    rule = "must be an initializer that sets no learning rates (mup has readout=zeros)"
+    require(not hasattr(rest, "learning_rates"), "initializer.rest", rule, rest)
     if layer.last:
         fill(weight, torch.zeros_like(weight))
     else:
