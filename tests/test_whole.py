@@ -3,12 +3,15 @@
 import pytest
 import torch
 from recorded import make_run, make_study, new_database, stored
+from recorded import train as recorded_train
 from trained import SMALL, Listener, configuration, configurations, recorded, train
 
 import fanin
 from fanin import run, spool
 from fanin.errors import ConfigError
 from fanin.randomness import Streams
+from fanin.report import series
+from fanin.report.material import gather
 from fanin.run import Trainer, load_model
 from fanin.shipping import ship
 from fanin.spool import Spool
@@ -177,7 +180,7 @@ def test_an_option_may_be_an_initializer_of_one_weight(project):
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's use of SQLAlchemy
 def test_its_curves_are_in_mlflow_once_however_often_the_run_was_killed(tmp_path):
     tracker = Tracker(project=tmp_path, uri=f"sqlite:///{new_database(tmp_path / 'mlflow.db')}")
-    folder = make_run(make_study(tmp_path))
+    folder = make_run(make_study(tmp_path, metric="val/accuracy", direction="maximize"))
     for attempt in (1, 2, 3):  # each comes one step further, and is shipped with what an older one had shipped
         with Spool(folder.spool) as log:
             log.append("start")
@@ -192,6 +195,12 @@ def test_its_curves_are_in_mlflow_once_however_often_the_run_was_killed(tmp_path
     ]
     curves = fanin.curves("initializers", "pretrain/*", project=tmp_path)
     assert list(curves["step"]) == [1, 2, 3, 4] and list(curves["value"]) == [1, 1 / 2, 1 / 3, 1 / 4]
+
+    ship(recorded_train(folder, last=2), tracker=tracker)
+    drawn = series.curves(gather("initializers", project=tmp_path))
+    assert drawn["steps"] == [0, 1, 2, 3, 4] and drawn["epochs"] == 3  # the axis of val/accuracy ends with training
+    assert drawn["values"]["pretrain/layers.0/error"] == [[None, 1, 0.5, 0.33333, 0.25]]
+    assert "pretrain/layers.0/error" not in drawn["guess"] and drawn["first"] == "val/accuracy"
 
 
 def test_the_streams_that_are_handed_in_are_those_of_init(project, mine, monkeypatch):

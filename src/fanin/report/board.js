@@ -174,15 +174,16 @@ function curveSection() {
         : null,
     );
     const hidden = state.context ? all.filter((v) => !state.shown.has(v)) : [];
+    const byStep = now.x === "step" || early(now.metric);
     const lines = [...state.shown].map((v) => curveOf(v, now));
     linePlot(box("curves"), {
       lines,
       context: hidden.map((v) => curveOf(v, now).points.map((p) => [p.x, p.y])),
-      x: { title: now.x === "step" ? "epoch" : "seconds of training", whole: now.x === "step" },
+      x: { title: early(now.metric) ? "step of the initializer" : byStep ? "epoch" : "seconds of training", whole: byStep },
       y: { log: logarithmic(), domain: now.zoom ? closeUp(lines, logarithmic()) : null },
       height: 380,
-      label: `${now.metric} over ${now.x}`,
-      head: (x) => (now.x === "step" ? `${now.metric}, epoch ${x}` : `${now.metric}, ${format(x, 3)} s`),
+      label: `${now.metric} over ${byStep ? "step" : now.x}`,
+      head: (x) => (byStep ? `${now.metric}, ${early(now.metric) ? "step" : "epoch"} ${x}` : `${now.metric}, ${format(x, 3)} s`),
     });
   };
   parts.push(draw);
@@ -202,28 +203,33 @@ function closeUp(lines, log) {
   );
 }
 
+// Whether it was measured before training, by an initializer, in steps of its own.
+const early = (metric) => metric.startsWith("pretrain/");
+
 // The mean over a variant's runs at each step. From where it diverged, a run counts as a guess would.
 function curveOf(v, { metric, band: kind, x }) {
   const { curves } = data;
   const mine = curves.runs.flatMap((run, i) => (run.v === v ? [i] : []));
   const guess = curves.guess[metric];
-  const xAt = (s) => (x === "step" ? curves.steps[s] : (curves.seconds[v]?.[s] ?? null));
+  const before = early(metric);
+  const steps = before ? curves.steps : curves.steps.slice(0, curves.epochs);
+  const xAt = (s) => (before || x === "step" ? curves.steps[s] : (curves.seconds[v]?.[s] ?? null));
   const counted = (i, s) =>
     known(guess) && curves.runs[i].lost !== null && s >= curves.runs[i].lost
       ? guess
       : curves.values[metric][i][s];
-  const points = curves.steps
+  const points = steps
     .map((_, s) => {
       const values = mine.map((i) => counted(i, s)).filter(known);
       return { x: xAt(s), ...summary(values, kind, mine.length) };
     })
-    .filter((p) => known(p.x));
+    .filter((p) => known(p.x) && (!before || known(p.y)));
   const thin =
     kind === "runs" && mine.length > 1
-      ? mine.map((i) => curves.steps.map((_, s) => [xAt(s), counted(i, s)]).filter(([px]) => known(px)))
+      ? mine.map((i) => steps.map((_, s) => [xAt(s), counted(i, s)]).filter(([px]) => known(px)))
       : [];
   const ends = mine
-    .filter((i) => curves.runs[i].lost !== null && known(xAt(curves.runs[i].lost)))
+    .filter((i) => !before && curves.runs[i].lost !== null && known(xAt(curves.runs[i].lost)))
     .map((i) => ({ x: xAt(curves.runs[i].lost), y: counted(i, curves.runs[i].lost) }));
   return { v, name: variants[v].name, style: styleOf(v), points, thin, ends };
 }

@@ -19,6 +19,7 @@ MOST_STEPS = 150
 MOST_VALUES = 300_000
 FEWEST_STEPS = 4
 NOT_CURVES = {"diverged", "seconds"}
+PRETRAINING = "pretrain/"  # whose steps are not epochs of training
 FIRST = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
 PER_LAYER = (
     *("signal_forward_gain", "signal_backward_gain", "grad_norm", "update_ratio"),
@@ -41,9 +42,12 @@ def curves(material: Material) -> dict[str, Any] | None:
     runs = material.runs
     cells = {metric: matrix(table[table["metric"] == metric], runs["run_id"], steps) for metric in names}
     seconds = matrix(table[table["metric"] == "seconds"], runs["run_id"], steps)
-    lost = _lost(table, runs, steps)
+    last = table.loc[~table["metric"].str.startswith(PRETRAINING), "step"].max()
+    epochs = int((steps <= last).sum())  # an initializer's own curves may have more
+    lost = _lost(table, runs, steps[:epochs])
     return {
         "steps": [int(step) for step in steps],
+        "epochs": epochs,
         "runs": [{"v": int(v), "lost": at} for v, at in zip(runs["place"], lost, strict=True)],
         "values": {metric: [numbers(row) for row in values] for metric, values in cells.items()},
         "seconds": _mean_by_place(seconds, runs["place"]) if numpy.isfinite(seconds).any() else None,
@@ -54,6 +58,8 @@ def curves(material: Material) -> dict[str, Any] | None:
 
 def guess(metric: str, classes: int) -> float | None:
     """What a run that diverged counts as, as in the leaderboard."""
+    if metric.startswith(PRETRAINING):
+        return None
     return {"accuracy": 1 / classes, "loss": math.log(classes)}.get(metric.rsplit("/", 1)[-1])
 
 
