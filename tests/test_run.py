@@ -24,6 +24,7 @@ ARCHITECTURES = {
     "softmax": ["model=softmax"],
     "mlp with dropout and batch norm": ["model=mlp", "regularization=[dropout,batchnorm]"],
     "cnn": ["model=cnn"],
+    "averaged weights": ["model=mlp_narrow", "regularization=[weight_averaging,batchnorm]"],
     "resnet18": ["model=resnet18", "data.n_train=100", "epochs=1"],
 }
 
@@ -199,7 +200,15 @@ def test_a_verdict_prunes_a_run_which_keeps_its_weights_and_never_sees_the_test_
     assert {"last.pt", "config.yaml"} <= files and "confusion_matrix.csv" not in files
 
 
-@pytest.mark.parametrize("overrides", [["optimizer=adam", "regularization=dropout"], ["optimizer=sgd"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optimizer=adam", "regularization=dropout"],
+        ["optimizer=sgd"],
+        ["regularization=[shift,rotate,mixup,input_noise,input_dropout,noisy_batchnorm,weight_averaging]"],
+        ["model=resmlp", "model.depth=2", "regularization=[stochastic_depth,weight_decay]"],
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_end_as_an_uninterrupted_one(project, overrides):
     config = configuration(*SMALL, *overrides, "epochs=5", "scheduler=cosine")
     whole = train(config, project / "whole")
