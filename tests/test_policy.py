@@ -64,7 +64,7 @@ LEVELS = {
 WITHOUT_TORCH = [
     *("archive", "bulk", "client", "compare", "database", "description", "folders", "history", "leaderboard", "points"),
     *("postgres", "query", "report", "results", "schema", "server", "shipper", "shipping", "source", "spool"),
-    *("sqlite", "tracking", "view"),
+    *("diagnose", "sqlite", "tracking", "view"),
 ]
 
 

@@ -45,6 +45,7 @@ def test_weight_statistics_equal_their_definitions() -> None:
             "absmax": weight.abs().max(),
             "norm": values.square().sum().sqrt(),
             "spectral_norm": values[0],
+            "row_spread": (weight - weight.mean(0)).norm(dim=1).max() / weight.mean(0).norm(),
             "stable_rank": (values.square().sum() / values[0].square()),
             "sparsity": (weight == 0).double().mean(),
         }
@@ -260,6 +261,7 @@ def test_zero_weights_give_zeros_and_no_error() -> None:
     found = measure(model)
     assert all(math.isfinite(value) for value in found.values())
     assert found["weight/layers.0/stable_rank"] == found["signal/layers.1/forward_gain"] == 0
+    assert found["weight/layers.0/row_spread"] == 0
     assert found["weight/layers.0/sparsity"] == found["activation/layers.1/dead"] == 1
 
 
@@ -269,6 +271,7 @@ def test_constant_weights_have_no_spread_and_rank_one() -> None:
     found = measure(model)
     assert found["weight/layers.0/std"] < 1e-16
     assert found["weight/layers.0/stable_rank"] == pytest.approx(1, rel=1e-5)
+    assert found["weight/layers.0/row_spread"] < 1e-6 < 1 < found["weight/layers.1/row_spread"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
@@ -301,7 +304,7 @@ def test_every_key_of_the_table_is_there_for_a_hidden_layer() -> None:
     stats = LayerStats(make_mlp(), images=IMAGES, labels=LABELS)
     stats.remember()
     names = {key.replace("/layers.0/", "/L/") for key in stats.measure() if "/layers.0/" in key}
-    weight = "mean std absmax norm spectral_norm stable_rank sparsity".split()
+    weight = "mean std absmax norm spectral_norm stable_rank row_spread sparsity".split()
     activation = "mean std dead saturated".split()
     assert names == {
         *(f"weight/L/{name}" for name in weight),

@@ -9,7 +9,7 @@ import os
 import pkgutil
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ import torch._dynamo  # an optimizer's first step imports it: here, the fork ser
 import yaml
 from torch import nn
 
-from fanin import data, initializers, models, optimizers, pictures, regularizers, schedulers, spool
+from fanin import data, initializers, models, optimizers, pictures, preflight, regularizers, schedulers, spool
 from fanin.blame import blaming, describe
 from fanin.checkpoint import Progress, capture, restore
+from fanin.diagnose import Classes, Finding, as_json, diagnose, fatal, label
 from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import Evaluation, evaluate
 from fanin.histograms import HISTOGRAMS, collect
@@ -31,7 +32,7 @@ from fanin.memory import keep_freed_memory
 from fanin.provenance import versions
 from fanin.randomness import Streams, check_seeds
 from fanin.spool import Spool
-from fanin.stats import LAYERS, STATISTICS, LayerStats
+from fanin.stats import BATCH_NORMS, FULL, LAYERS, LEVELS, STATISTICS, LayerStats
 from fanin.train import batch_sizes, fit, numerics
 from fanin.train import check as check_training
 from fanin.usage import CHOICES, Usage
@@ -81,6 +82,8 @@ class Trainer:
         if kind == "fetch":
             with part(payload, "data") as (loader, options):
                 return data.fetch(loader, **options)
+        if kind == "preflight":
+            return [self.preflight(config) for config in payload]
         if kind == "estimate":
             return self.seconds_per_epoch(payload)
         assert kind == "run", kind
@@ -126,6 +129,18 @@ class Trainer:
                 self._outlines[key] = data.check(loader, **options)
         return self._outlines[key]
 
+    def preflight(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What the initialized model does to signal and gradient: see fanin.preflight."""
+        with initializer(config) as (function, _, _):
+            if initializers.is_whole(function):
+                return {"verdict": "unknown", "reason": "its initializer works on the data"}
+        split = self._split(config)
+        model = build_model(
+            config, shape=split.images.shape[1:], device=split.images.device, streams=streams_of(config)
+        )
+        batch = split.train[: preflight.BATCH]
+        return preflight.fly(model, split.images[batch], split.labels[batch])
+
     def seconds_per_epoch(self, config: Mapping[str, Any], *, batches: int = 12) -> float:
         """Measured on a few batches, scaled to an epoch."""
         split = self._split(config)
@@ -144,7 +159,8 @@ class Trainer:
         parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
         tell = channel.ask if payload["judged"] else channel.send
         usage = Usage(split.images.device) if config["tracking"].get("system_metrics") == "epoch" else None
-        reason, saved = None, time.monotonic()
+        reason, saved, last = None, time.monotonic(), None
+        history = [record["metrics"] for record in spool.digest(spool.read(log.path)[0]).epochs]
         progress = resume(folder / "checkpoint.pt", parts)
         if progress is None:
             progress = Progress()
@@ -154,12 +170,16 @@ class Trainer:
             beside = {"histograms": record.histograms} if record.histograms else {}
             taken = usage.measure() if usage else {}
             new = log.append("epoch", epoch=record.epoch, metrics=record.metrics | taken, **beside)
+            history[record.epoch :], last = [record.metrics], record
             watched = {key: record.metrics[key] for key in payload["watched"] if key in record.metrics}
             if verdict := tell("record", {"epoch": record.epoch, "metrics": watched, "new": new}):
                 reason = f"pruned: {verdict}"
                 break
             if progress.ended:
                 continue  # that was the last one
+            if found := fatal(history, config["study"]["prune_on"], batch_norm=has_batch_norm(parts.model)):
+                reason = f"pruned: {found}"
+                break
             stopped = channel.stopped
             if stopped or time.monotonic() - saved >= payload["checkpoint"]:
                 log.sync()  # a checkpoint that is ahead of the records would leave a gap in them
@@ -170,7 +190,9 @@ class Trainer:
                 return _end("KILLED", stopped, progress)
         if reason is None and progress.ended != "epochs":
             reason = progress.ended
-        return self._conclude(config, parts, split, progress, folder=folder, reason=reason)
+        classes = Classes(*class_counts(split, last.predicted)) if last else None
+        findings = diagnose(history, classes=classes, batch_norm=has_batch_norm(parts.model))
+        return self._conclude(config, parts, split, progress, folder=folder, reason=reason, findings=findings)
 
     def _initialize(
         self,
@@ -202,6 +224,7 @@ class Trainer:
         *,
         folder: Path,
         reason: str | None,
+        findings: Sequence[Finding],
     ) -> dict[str, Any]:
         """Save the weights, show the test set to them (once), draw the pictures."""
         artifacts = folder / "artifacts.partial"
@@ -215,6 +238,7 @@ class Trainer:
         (artifacts / "environment.json").write_text(json.dumps(self._environment, indent=1))
         if shapes := collect(spool.digest(spool.read(folder / "spool.jsonl")[0]).epochs):
             (artifacts / HISTOGRAMS).write_text(shapes)
+        (artifacts / "diagnosis.json").write_text(as_json(findings))
         pruned = (reason or "").startswith("pruned")
         metrics = {}
         if not pruned:
@@ -224,7 +248,8 @@ class Trainer:
             metrics = {"test/loss": test.loss, "test/accuracy": test.accuracy}
             draw(test, split, artifacts)
         publish(artifacts, folder / "artifacts")
-        return _end("KILLED" if pruned else "FINISHED", reason, progress, metrics=metrics)
+        end = _end("KILLED" if pruned else "FINISHED", reason, progress, metrics=metrics)
+        return end | ({"tags": {"fanin.diagnosis": label(findings)}} if findings else {})
 
     def _fit(
         self, config: Mapping[str, Any], parts: Parts, split: data.Split, *, progress: Progress, epochs: int
@@ -233,7 +258,13 @@ class Trainer:
             parts.model.compile(mode=None if mode == "default" else mode)
         probe = split.val[:PROBE]
         stats = (
-            LayerStats(parts.model, images=split.images[probe], labels=split.labels[probe])
+            LayerStats(
+                parts.model,
+                images=split.images[probe],
+                labels=split.labels[probe],
+                level=config["stats"],
+                initial=initial_weights(config, split) if progress.epoch >= 0 and config["stats"] == "full" else None,
+            )
             if config["stats"] != "off"
             else None
         )
@@ -384,7 +415,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
         require(whole, key, f"must be a whole number >= {least}", value)
     check_seeds(config["seeds"])
-    for key, options in {"stats": ("standard", "off"), "test_weights": ("last", "best")}.items():
+    for key, options in {"stats": LEVELS, "test_weights": ("last", "best")}.items():
         if config[key] not in options:
             raise unknown(key, config[key], options)
     watched = config["tracking"].get("system_metrics", "none")  # a choice of one's own may leave it out
@@ -403,7 +434,8 @@ def check_metrics(config: Mapping[str, Any], model: nn.Module) -> None:
         kind, _, rest = key.partition("/")
         if kind in STATISTICS:
             require(config["stats"] != "off", "study.metric", "is not measured with stats=off", key)
-            known = [f"{kind}/{layer}/{name}" for layer in layers for name in STATISTICS[kind]]
+            names = STATISTICS[kind] + (FULL.get(kind, ()) if config["stats"] == "full" else ())
+            known = [f"{kind}/{layer}/{name}" for layer in layers for name in names]
             if key not in known:
                 raise unknown("study.metric", key, known)
 
@@ -469,6 +501,26 @@ def load_model(folder: Path, weights: str = "best") -> nn.Module:
     model = build_model(config, shape=config["data"]["shape"], device="cpu", streams=streams)
     model.load_state_dict(torch.load(folder / f"{weights}.pt", map_location="cpu", weights_only=True))
     return model.eval()
+
+
+def initial_weights(config: Mapping[str, Any], split: data.Split) -> dict[str, torch.Tensor]:
+    """Of a run that is gone on with, by the paths of its layers; none if its initializer would take training."""
+    with initializer(config) as (function, _, _):
+        if initializers.is_whole(function):
+            return {}
+    model = build_model(config, shape=split.images.shape[1:], device=split.images.device, streams=streams_of(config))
+    return {path or "model": m.weight.detach() for path, m in model.named_modules() if isinstance(m, LAYERS)}
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, BATCH_NORMS) for module in model.modules())
+
+
+def class_counts(split: data.Split, predicted: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Validation images of each class, and how many were taken for it."""
+    counts = (torch.bincount(labels, minlength=split.classes) for labels in (split.labels[split.val], predicted))
+    there, taken = (count.tolist() for count in counts)
+    return there, taken
 
 
 def draw(test: Evaluation, split: data.Split, folder: Path) -> None:

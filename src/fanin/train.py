@@ -42,12 +42,14 @@ UNTRAINED_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """`metrics` by their public keys; `seconds`: its wall time with evaluation and statistics; `histograms`: of each
-    layer's weights (fanin.stats.distribution)."""
+    """`metrics` by their public keys; `seconds`: its wall time with evaluation and statistics; `predicted`: the
+    classes that the validation images were given, int64 (N,) on the device; `histograms`: of each layer's weights
+    (fanin.stats.distribution)."""
 
     epoch: int
     metrics: dict[str, float]
     seconds: float
+    predicted: Tensor
     histograms: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -122,7 +124,8 @@ def fit(
             **layers,
         }
         histograms = stats.histograms if stats else {}
-        yield EpochRecord(epoch, metrics, seconds=time.perf_counter() - began, histograms=histograms)
+        seconds = time.perf_counter() - began
+        yield EpochRecord(epoch, metrics, seconds=seconds, predicted=val.predicted, histograms=histograms)
 
 
 def check(

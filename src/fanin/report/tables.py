@@ -7,6 +7,7 @@ from html import escape
 import pandas
 
 from fanin import leaderboard
+from fanin.diagnose import name_of
 from fanin.noise import Noise
 from fanin.query import OF_A_RUN
 from fanin.report.figures import name, title
@@ -101,15 +102,21 @@ def outcomes(material: Material) -> str:
 
 
 def diagnoses(material: Material) -> str:
-    """How many runs of each variant have which diagnosis; empty if none has any."""
+    """What is wrong with the runs of each variant: how many have which finding, and one run's numbers; empty if
+    nothing is wrong with any."""
     if "diagnosis" not in material.runs or material.runs["diagnosis"].isna().all():
         return ""
-    found = material.runs.dropna(subset=["diagnosis"]).groupby(["place", "diagnosis"], observed=True).size()
+    found = material.runs.dropna(subset=["diagnosis"])
+    names = found["diagnosis"].astype(str).map(name_of)
     rows = [
-        [title(material.board.iloc[place], material.by), str(what), str(count)]
-        for place, what, count in found.reset_index(name="count").itertuples(index=False)
+        [
+            title(material.board.iloc[group["place"].iloc[0]], material.by),
+            str(len(group)),
+            str(group["diagnosis"].iloc[0]),
+        ]
+        for _, group in found.groupby([found["place"], names], observed=True)
     ]
-    return table(["variant", "diagnosis", "runs"], rows, numbers=(2,))
+    return table(["variant", "runs", "what is wrong, in the first of them"], rows, numbers=(1,))
 
 
 def importance(factors: Factors) -> str:

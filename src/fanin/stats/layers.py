@@ -1,5 +1,6 @@
 """Measuring the layers of a model on a fixed probe."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor, nn
 
 from fanin import spectrum
 from fanin.evaluation import observing, wide_dtype
+from fanin.stats.curvature import curvature
 from fanin.stats.distribution import histogram
 from fanin.stats.gains import gains_between, layers_of, ratio, square
+from fanin.stats.geometry import shapes
 from fanin.stats.prediction import predict
-from fanin.stats.reductions import moments, norm, rms, share
+from fanin.stats.reductions import moments, norm, rms, row_spread, share
 from fanin.stats.trace import Trace
 from fanin.stats.trail import following
 
@@ -19,13 +22,25 @@ SPARSE = 1e-8
 
 
 class LayerStats:
-    """Measures a model on a fixed probe: held-out `images` (N, C, H, W) and their `labels` (N,)."""
+    """Measures a model on a fixed probe: held-out `images` (N, C, H, W) and their `labels` (N,). With the `level`
+    "full" also what is costly; `initial` are then the weights as they were initialized, by path (None: as now)."""
 
-    def __init__(self, model: nn.Module, *, images: Tensor, labels: Tensor):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        images: Tensor,
+        labels: Tensor,
+        level: str = "standard",
+        initial: Mapping[str, Tensor] | None = None,
+    ):
         self.model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         self.images, self.labels = images, labels
         self.layers = layers_of(self.model)
+        self.level = level
         self._before: dict[str, Tensor] = {}
+        now = {path: layer.weight.detach().clone() for path, layer in self.layers.items()} if level == "full" else {}
+        self.initial = now if initial is None else initial
         self.histograms: dict[str, list[float]] = {}  # of each layer's weights, at the last `measure`
 
     def remember(self) -> None:
@@ -44,7 +59,11 @@ class LayerStats:
         for path in updated:
             found[f"update/{path}/ratio"] = ratio(found.pop(f"step/{path}"), found.pop(f"from/{path}"))
         _summarise_signal(found)
-        return found
+        return found | (self._measure_costly() if self.level == "full" else {})
+
+    def _measure_costly(self) -> dict[str, float]:
+        with observing(self.model, device=self.images.device):
+            return shapes(self.model, self.images, self.initial) | curvature(self.model, self.images, self.labels)
 
     def predict(self) -> dict[str, float]:
         """What theory says of the model as it is now, before training: predicted gains by their keys."""
@@ -65,6 +84,8 @@ class LayerStats:
             readings[f"weight/{path}/absmax"] = weight.abs().amax()
             readings[f"weight/{path}/norm"] = norm(weight)
             readings[f"weight/{path}/sparsity"] = share(weight.abs() <= SPARSE)
+            if len(weight) > 1:
+                readings[f"weight/{path}/row_spread"] = row_spread(weight.flatten(1))
             readings[f"weight/{path}/spectral_norm"] = spectrum.tridiagonal(weight.flatten(1))
         return readings
 

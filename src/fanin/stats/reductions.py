@@ -24,3 +24,11 @@ def norm(values: Tensor) -> Tensor:
 def share(mask: Tensor) -> Tensor:
     """The fraction of entries that are true."""
     return mask.sum().to(wide_dtype(mask.device)) / mask.numel()
+
+
+def row_spread(matrix: Tensor) -> Tensor:
+    """max_i |w_i - mean row| / |mean row|; 0 where all rows are equal, zeros included."""
+    mean = matrix.mean(0)
+    largest = torch.linalg.vector_norm(matrix - mean, dim=1).amax()
+    common = torch.linalg.vector_norm(mean)
+    return torch.where(largest > 0, largest / common, 0.0).to(wide_dtype(matrix.device))

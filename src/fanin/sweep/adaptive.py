@@ -44,7 +44,7 @@ class SearchPlan:
         self._exhausted = False
         self._twins: dict[str, list[Job]] = {}  # run key -> the same run, wanted by further trials
         self._by_replicates = study.pruner_name == "wilcoxon"
-        self._one_by_one = self._by_replicates or study.stops_diverging
+        self._one_by_one = self._by_replicates or study.one_by_one
         self._sequential = study.pruner is not None or self._one_by_one
         self._skipped = 0  # runs that an early end of their trial made needless
         left = search.reap()

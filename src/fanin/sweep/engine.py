@@ -5,7 +5,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import yaml
 
 from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit, versions
+from fanin.sweep import preflight
 from fanin.sweep.checks import SHOWN, call, check, check_ground, check_tracking, corners, fetch, grid_of
 from fanin.sweep.devices import crew, open_pool, size_pool
 from fanin.sweep.display import Display
@@ -61,11 +62,14 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
             return DONE
         fetch(variants, pool)
         check_tracking(study, project)
+        flown = preflight.fly(study, variants, pool)
+        preflight.warn(study, flown)
         if study.racing:
             study = replace(study, racing={**study.racing, "resolution": resolution(study, pool)})
-        listed = variants if grid else None
+        listed = preflight.keep(study, flown) if grid else None
+        where: Mapping[str, Any] = {"options": options, "project": project, "source": source}
         with crew(pool, hardware, runs=len(variants) * study.replicates) as workers:
-            return _run(study, listed, workers, options=options, project=project, source=source)
+            return _run(study, listed, workers, **where, flown=flown)
     finally:
         pool.close()
 
@@ -149,6 +153,7 @@ def _run(
     project: Path,
     source: Path | None = None,
     best: Path | None = None,
+    flown: preflight.Flown | None = None,
 ) -> int:
     path = project / MEMORY / study.name
     aside = archive(path) if options.new else None
@@ -159,6 +164,7 @@ def _run(
         points = None if variants is None else {variant.key for variant in variants}
         folder.admit(study.identity(), extend=options.extend, flags=study.flags, points=points)
         folder.bury()
+        preflight.store(study, flown, folder)
         plan = make_plan(study, variants, folder, extend=options.extend, source=source)
         if plan.known and not study.own:
             print(f"  {plan.known} jobs were done before ({study.flags[1]} does them again)")

@@ -32,6 +32,7 @@ class Outcome:
     metrics: Mapping[str, float]
     epochs: int
     seconds: float
+    diagnosis: str | None = None  # what is wrong with it, in short
 
     @property
     def final(self) -> bool:
@@ -161,6 +162,7 @@ def outcome(folder: Path) -> Outcome | None:
         metrics=metrics | end.get("metrics", {}),
         epochs=digest.last_epoch or 0,
         seconds=end.get("seconds", 0.0),
+        diagnosis=(end.get("tags") or {}).get("fanin.diagnosis"),
     )
 
 

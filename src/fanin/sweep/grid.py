@@ -4,7 +4,8 @@ Every variant's first replicate comes before any second one, so that a compariso
 early. Optuna's GridSampler is no help here: it runs points twice and never retries a failed one.
 
 Where one replicate decides whether there is a next, a variant's replicates go one after the other: with a
-pruner, by which Optuna judges the first replicate of each variant, and with study.on_divergence=stop. With
+pruner, by which Optuna judges the first replicate of each variant, with study.prune_on and with
+study.on_divergence=stop. With
 racing, replicates are added round by round, and only to the variants that are not yet shown to be worse than
 the best (race.py). So which runs there are never depends on how many workers there were.
 """
@@ -37,7 +38,7 @@ class GridPlan:
         self._wanted = dict.fromkeys(
             self._numbers, study.racing["min_replicates"] if study.racing else study.replicates
         )
-        self._one_by_one = judge is not None or study.stops_diverging
+        self._one_by_one = judge is not None or study.one_by_one
         self._trials: dict[str, int] = {}
         if judge:
             self._trials = {_text(t.values): t.number for t in judge.trials if t.state == "running"}

@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from fanin.errors import ConfigError
+from fanin.sweep import preflight
 from fanin.sweep.checks import call, here
 from fanin.sweep.display import clock, waiting
 from fanin.sweep.folder import outcome
@@ -13,6 +14,7 @@ from fanin.sweep.pool import Pool
 from fanin.sweep.study import Study, Variant, hash_of
 
 LISTED = 40  # variants
+NAMED = 38  # characters of a name, so that a line has at most 100
 # What decides how long an epoch takes.
 COSTLY = ("model", "data", "optimizer", "regularization", "batch_size", "stats")
 
@@ -25,13 +27,36 @@ def show_plan(study: Study, variants: Sequence[Variant], pool: Pool, *, project:
     for label, text in rows(study, plan, done=done):
         print(f"{label:<10}{text}", flush=True)
     if grid:
-        for one in list(plan.values())[:LISTED]:
-            print(f"  {one.key}  {one.name}")
+        for line in listing(fly(study, list(plan.values())[:LISTED], pool)):
+            print(line)
         if len(plan) > LISTED:
             print(f"  ... and {len(plan) - LISTED} more")
         if len(plan) < len(variants):
             print(f"  {len(variants)} points, of which some mean the same: each variant is run once")
     print(f"{'estimate':<10}{estimate(study, plan, pool, done=done)}")
+
+
+def fly(study: Study, variants: Sequence[Variant], pool: Pool) -> preflight.Flown:
+    """Without flights before the data are here."""
+    try:
+        return preflight.fly(study, variants, pool)
+    except ConfigError:
+        return preflight.Flown(variants, {})
+
+
+def listing(flown: preflight.Flown) -> Iterator[str]:
+    """A line a variant: with what was found of it at initialization, where anything was."""
+    variants, flights = flown.variants, flown.flights
+    names = [one.name if len(one.name) <= NAMED else f"{one.name[: NAMED - 3]}..." for one in variants]
+    if not flights:
+        yield from (f"  {one.key}  {one.name}" for one in variants)
+        return
+    rows = [preflight.columns(flights.get(one.key)) for one in variants]
+    width = max(map(len, names))
+    yield "  gain a layer at initialization, measured (predicted); 1 keeps signal and gradient as they are"
+    yield f"  {'':<10}  {'':<{width}}  {'forward':<17}  {'backward':<17}  verdict"
+    for one, name, (forward, backward, verdict) in zip(variants, names, rows, strict=True):
+        yield f"  {one.key}  {name:<{width}}  {forward:<17}  {backward:<17}  {verdict}".rstrip()
 
 
 def show_run(one: Variant, study: Study, pool: Pool) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 
+from fanin.diagnose import WHILE_TRAINING, check_measured
 from fanin.errors import require, unknown
-from fanin.sweep import grammar, race
+from fanin.sweep import grammar, preflight, race
 from fanin.sweep.compose import Composer
 from fanin.sweep.study import Budget, Study, hash_of, objectives
 
@@ -16,6 +17,7 @@ SHAPES: dict[str, tuple[type, str]] = {
     "name": (str, "a word"),
     "question": (str, "a sentence"),
     "racing": (Mapping, "{min_replicates: 3, confidence: 0.95}"),
+    "prune_on": (list, "[symmetric_units, dead_units]"),
     "zip": (list, "[[initializer, optimizer.lr]]"),
     "points": (list, "[{optimizer: sgd, optimizer.lr: 0.1}]"),
     "when": (Mapping, "{optimizer.momentum: {optimizer: [momentum]}}"),
@@ -71,6 +73,8 @@ def read_study(
         pruner=settings.pruner,
         racing=_racing(declared),
         on_divergence=declared["on_divergence"],
+        preflight=declared["preflight"],
+        prune_on=tuple(declared["prune_on"]),
         budget=settings.budget,
         seed=base.config["seed"],
         warm_start=declared["warm_start"],
@@ -102,7 +106,15 @@ def check_study(study: Study) -> None:
     )
     if study.on_divergence not in ON_DIVERGENCE:
         raise unknown("study.on_divergence", study.on_divergence, ON_DIVERGENCE)
+    if study.preflight not in preflight.MODES:
+        raise unknown("study.preflight", study.preflight, preflight.MODES)
+    for name in study.prune_on:
+        if name not in WHILE_TRAINING:
+            raise unknown("study.prune_on", name, WHILE_TRAINING)
+    check_measured(study.prune_on, stats=study.base.config.get("stats", "standard"))
     grid = study.sampler["name"] == "grid"
+    rule = "skip needs a grid: a search proposes its variants while it runs; take warn"
+    require(grid or study.preflight != "skip", "study.preflight", rule, study.preflight)
     metrics = [objective.metric for objective in study.objectives]
     require(
         len(metrics) == 1 or not grid,

@@ -66,6 +66,8 @@ class Study:
     pruner: Mapping[str, Any] | None = None
     racing: Mapping[str, Any] | None = None
     on_divergence: str = "continue"  # continue | stop: of the further replicates of a variant
+    preflight: str = "warn"  # warn | skip | off: of variants that are hopeless at initialization
+    prune_on: tuple[str, ...] = ()  # findings of diagnose that end a run, and so its variant
     budget: Budget = field(default_factory=Budget)
     seed: int = 0  # of the search
     warm_start: str | None = None  # the study whose best points a search tries first
@@ -96,6 +98,11 @@ class Study:
     def stops_diverging(self) -> bool:
         """Whether a variant of which a replicate diverged gets no further ones."""
         return self.on_divergence == "stop"
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether a variant's next replicate waits for the one before, which may be the last."""
+        return self.stops_diverging or bool(self.prune_on)
 
     @property
     def pruner_name(self) -> str:
@@ -155,6 +162,8 @@ class Study:
             "racing": dict(self.racing) if self.racing else None,
             "replicates": self.replicates,
             "on_divergence": self.on_divergence,
+            "preflight": "skip" if self.preflight == "skip" else None,
+            "prune_on": sorted(self.prune_on) or None,
             "config": identity_of(self.base.config) if self.own else self.base.config,
         }
 

@@ -13,7 +13,7 @@ import pandas
 
 from fanin import noise
 from fanin.leaderboard import lead, leaderboard, render, render_markdown
-from fanin.sweep import factors
+from fanin.sweep import diagnoses, factors
 from fanin.sweep.folder import Outcome
 from fanin.sweep.plan import Planned, value_of
 from fanin.sweep.schedule import INTERRUPTED, Tally
@@ -66,6 +66,8 @@ def summarise(study: Study, planned: Iterable[Planned], tally: Tally, *, search:
     decided = judge(table, swept=study.swept, racing=study.race, **how) if len(study.objectives) == 1 else None
     if decided:
         parts.append(decided)
+    if wrong := diagnoses.tell(table, by=by):
+        parts.append(wrong)
     if shown := _shown(study, best):
         parts.append((shown, f"```\n{shown}\n```"))
     if found:
@@ -92,6 +94,7 @@ def _row(one: Planned, result: Outcome, study: Study) -> dict[str, Any]:
         **values,
         "status": result.status,
         "reason": result.reason,
+        "diagnosis": result.diagnosis,
         "diverged": bool(result.metrics.get("diverged")),
         "seconds": result.seconds,
         **metrics,

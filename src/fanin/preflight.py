@@ -1,0 +1,78 @@
+"""Before training: what an initialized model does to signal and gradient, in milliseconds; and whether it is hopeless.
+
+Theory (stats/prediction.py) and one forward and backward pass of a small real batch, both as training would see it:
+dropout drops, batch norm takes the batch's own averages. Verdicts have the thresholds of diagnose.py:
+
+    symmetric   a hidden layer's units are copies, and neither biases nor dropout tell them apart
+    explodes    E[z^2] of the logits > 1e4 E[x^2], or the squared gradient grows by 1e6 from the logits to layer one
+    vanishes    the squared gradient of the first layer < 1e-6 times that of the logits, zero included
+    ok          none of these
+"""
+
+import math
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fanin.diagnose import EXPLODED, STEEP, SYMMETRIC, VANISHED
+from fanin.stats.gains import Gains, layers_of, measure_gains
+from fanin.stats.kinds import DROPOUTS
+from fanin.stats.prediction import predict
+from fanin.stats.reductions import row_spread
+
+BATCH = 64  # images
+
+
+def fly(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
+    """The verdict on a model, its reason, and geometric means over layers of the gains, measured and predicted
+    (None where there is none). The model is used up: its batch norms and dropout streams have moved."""
+    model.train()
+    predicted, measured = predict(model, images), measure_gains(model, images, labels)
+    verdict, reason = judge(model, measured)
+    return {
+        "verdict": verdict,
+        "reason": reason,
+        "forward": mean_gain(measured.forward.values()),
+        "backward": mean_gain(measured.backward.values()),
+        "predicted_forward": mean_gain(predicted.forward.values()),
+        "predicted_backward": mean_gain(predicted.backward.values()),
+    }
+
+
+def judge(model: nn.Module, gains: Gains) -> tuple[str, str]:
+    """A verdict, and the number that shows it."""
+    forward, backward = math.prod(gains.forward.values()), math.prod(gains.backward.values())
+    if path := twins(model):
+        return "symmetric", f"all units of {path} are the same"
+    if not forward <= EXPLODED:
+        return "explodes", f"signal x {forward**0.5:.2g} from input to logits"
+    if not backward <= STEEP:
+        return "explodes", f"gradient x {backward**0.5:.2g} from logits to input"
+    if gains.backward and backward < VANISHED:
+        return "vanishes", f"layer one gets {backward**0.5:.1g} of the gradient"
+    return "ok", ""
+
+
+def twins(model: nn.Module) -> str:
+    """The first hidden layer all of whose units are, and will stay, the same; empty if there is none."""
+    if any(isinstance(module, DROPOUTS) and float(getattr(module, "p", 0)) > 0 for module in model.modules()):
+        return ""
+    for (path, layer), _ in pairwise(layers_of(model).items()):
+        alike = len(layer.weight) > 1 and float(row_spread(layer.weight.detach().flatten(1))) <= SYMMETRIC
+        bias = layer.bias
+        if alike and (bias is None or bool(torch.all(bias == bias[0]))):
+            return path
+    return ""
+
+
+def mean_gain(gains: Iterable[float]) -> float | None:
+    """The geometric mean; 0 with a zero among them, None of nothing or where theory has no number."""
+    known = [gain for gain in gains if not math.isnan(gain)]
+    if not known:
+        return None
+    if 0 in known or math.inf in known:
+        return 0.0 if 0 in known else math.inf
+    return math.exp(sum(map(math.log, known)) / len(known))
