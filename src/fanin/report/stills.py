@@ -52,8 +52,9 @@ def curves(drawn: Mapping[str, Any]) -> Figure | None:
     if not found:
         return None
     figure, axes = _figure(8, 4.5)
-    metric, steps = found["first"], numpy.array(found["steps"])
-    values = numpy.array(found["values"][metric], dtype=float)
+    metric, epochs = found["first"], found["epochs"]
+    steps = numpy.array(found["steps"][:epochs])
+    values = numpy.array(found["values"][metric], dtype=float)[:, :epochs]
     guess = found["guess"].get(metric)
     for i, run in enumerate(found["runs"]):
         if run["lost"] is not None and guess is not None:
