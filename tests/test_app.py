@@ -159,7 +159,7 @@ MALFORMED = {
 
 TYPES = {
     "word for a number": (["train", "optimizer.lr=abc"], ["optimizer.lr: must be a number, got 'abc'"]),
-    "fraction for a count": (["train", "epochs=1.5"], ["epochs: must be a whole number >= 1, got 1.5"]),
+    "fraction for a count": (["train", "epochs=1.5"], ["epochs: must be a whole number >= 0, got 1.5"]),
     "truth for a number": (["train", "epochs=true"], ["epochs: must be a number, got True"]),
     "list for a number": (["train", "seed=[1]"], ["seed: must be a number, got [1]"]),
     "null for a number": (
@@ -178,7 +178,7 @@ TYPES = {
 }
 
 RANGES = {
-    "no epochs": (["train", "epochs=0"], ["epochs: must be a whole number >= 1, got 0"]),
+    "negative epochs": (["train", "epochs=-1"], ["epochs: must be a whole number >= 0, got -1"]),
     "no batch": (["train", "batch_size=0"], ["batch_size: must be a whole number >= 1, got 0"]),
     "negative seed": (["train", "seed=-1"], ["seed: must be a whole number >= 0, got -1"]),
     "negative learning rate": (["train", "optimizer.lr=-1"], ["optimizer.lr: must be a finite number > 0"]),

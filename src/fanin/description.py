@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 LONGEST_KEY, LONGEST_NAME, LONGEST_TAG = 250, 250, 8000
 LONGEST_PARAM = 6000  # MLflow cuts what is longer without a word
-NOT_ON_A_RUN = {"study"}  # config groups that describe the study: they are on the parent run
+NOT_ON_A_RUN = {"study", "profile"}  # config that describes the study: it is on the parent run
 WHERE_DATA_LIE = ("root", "download")
 # What decides no number of a run would stand between what does whenever runs are compared.
 UNTOLD = {"tracking", "tracking.uri", "tracking.artifacts", *(f"data.{key}" for key in WHERE_DATA_LIE)}
@@ -46,6 +46,7 @@ def describe_study(spec: Mapping) -> Description:
         "fanin.swept": json.dumps(spec["swept"]),
         "fanin.metric": spec["metric"],
         "fanin.direction": spec["direction"],
+        "fanin.criteria": spec.get("criteria"),
     }
     return Description(spec["name"][:LONGEST_NAME], clean_tags(source() | spec["tags"] | tags), {}, {})
 

@@ -92,12 +92,14 @@ def declare_study(
     metric: str = "",
     direction: str = "",
     replicates: int = 1,
+    criteria: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Folder:
     """Write down a study, so that it can be shipped now or whenever the tracking store answers.
 
     `identity` tells apart studies that bear one name in turn: another identity, another parent run.
-    `swept` are the keys that vary; `tags` are put on the parent run and on every run of the study.
+    `swept` are the keys that vary; `criteria` (JSON) is what it claims; `tags` are put on the parent run and on
+    every run of the study.
     """
     require(name and "/" not in name and not name.startswith("."), "study.name", "must name a folder", name)
     folder = Folder(project / MEMORY / name)
@@ -110,6 +112,7 @@ def declare_study(
         "metric": metric,
         "direction": direction,
         "replicates": replicates,
+        "criteria": criteria,
         "tags": dict(tags or {}),
     }
     write_json(folder.path / "run.json", spec)

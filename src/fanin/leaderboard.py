@@ -78,8 +78,12 @@ def lead(table: pandas.DataFrame) -> str:
 def counted(runs: pandas.DataFrame, *, metric: str, direction: str, classes: int) -> pandas.DataFrame:
     """The runs with a column `complete`, and the metric as it counts: that of a diverged run (or one that is
     not finite at its end) is a guess's, or the worst of the study where there is no such thing."""
-    complete = runs["diverged"] | (runs["status"].eq("FINISHED") & ~_pruned(runs))
-    return runs.assign(complete=complete, **{metric: _values(runs, metric, direction, classes)})
+    return finished(runs).assign(**{metric: _values(runs, metric, direction, classes)})
+
+
+def finished(runs: pandas.DataFrame) -> pandas.DataFrame:
+    """The runs with a column `complete`: neither pruned nor failed, killed or still running."""
+    return runs.assign(complete=runs["diverged"] | (runs["status"].eq("FINISHED") & ~_pruned(runs)))
 
 
 def _values(runs: pandas.DataFrame, metric: str, direction: str, classes: int) -> pandas.Series:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pandas
@@ -111,6 +112,7 @@ class About:
     swept: tuple[str, ...]
     metric: str
     direction: str
+    criteria: Mapping[str, Any] | None  # what the study claims; see docs/studies.md
     tags: Mapping[str, str]
 
 
@@ -123,6 +125,7 @@ def about(study: str, *, project: str | Path = ".", uri: str | None = None) -> A
         swept=tuple(json.loads(tags.get("fanin.swept", "[]"))),
         metric=tags.get("fanin.metric", "val/accuracy"),
         direction=tags.get("fanin.direction", "maximize"),
+        criteria=json.loads(tags["fanin.criteria"]) if "fanin.criteria" in tags else None,
         tags=tags,
     )
 

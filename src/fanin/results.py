@@ -7,6 +7,8 @@ from typing import Any
 import pandas
 
 from fanin import noise, query
+from fanin.criteria import words
+from fanin.criteria.settled import verdicts
 from fanin.errors import ConfigError
 from fanin.leaderboard import leaderboard, render
 from fanin.sweep import factors
@@ -31,6 +33,8 @@ def show(study: str, *, project: Path) -> str:
         parts.append(factors.render(found))
     if scatter := factors.scatter(table, by=by, **how):
         parts.append(noise.render(scatter))
+    if settled := verdicts(study, project=project):
+        parts.append(words.render(settled))
     return "\n\n".join(parts)
 
 

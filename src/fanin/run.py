@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -410,7 +411,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     for key in ("seeds", "stats", "test_weights", "tracking"):
         if key not in config:
             raise ConfigError(f"{key}: conf/config.yaml has no such key: it is of another version of fanin")
-    for key, least in {"epochs": 1, "batch_size": 1, "seed": 0, "replicate": 0}.items():
+    for key, least in {"epochs": 0, "batch_size": 1, "seed": 0, "replicate": 0}.items():
         value = config[key]
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
         require(whole, key, f"must be a whole number >= {least}", value)
@@ -427,17 +428,20 @@ def check_numbers(config: Mapping[str, Any]) -> None:
 
 
 def check_metrics(config: Mapping[str, Any], model: nn.Module) -> None:
-    """A study may be judged by a statistic of a layer, `weight/layers.0/std`, if there is that one."""
-    metric = config["study"]["metric"]
+    """A study may be judged by a statistic of a layer, `weight/layers.0/std`, if there is that one; a criterion by
+    those that match a pattern."""
+    judged = config["study"]["metric"]
+    wanted = [("study.metric", metric) for metric in (judged if isinstance(judged, list) else [judged])]
+    wanted += dict(config["study"]["criteria"]).items()
     layers = [path for path, module in model.named_modules() if isinstance(module, LAYERS)]
-    for key in metric if isinstance(metric, list) else [metric]:
-        kind, _, rest = key.partition("/")
+    for key, metric in wanted:
+        kind = metric.partition("/")[0]
         if kind in STATISTICS:
-            require(config["stats"] != "off", "study.metric", "is not measured with stats=off", key)
+            require(config["stats"] != "off", key, "is not measured with stats=off", metric)
             names = STATISTICS[kind] + (FULL.get(kind, ()) if config["stats"] == "full" else ())
             known = [f"{kind}/{layer}/{name}" for layer in layers for name in names]
-            if key not in known:
-                raise unknown("study.metric", key, known)
+            if not any(fnmatchcase(name, metric) for name in known):
+                raise unknown(key, metric, known)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -13,7 +13,11 @@ from fanin.models.norm import centres_each_unit, norm_1d
 
 
 class Mlp(nn.Module):
-    """(N, C, H, W) -> logits (N, classes). A hidden layer is linear, norm, activation, dropout."""
+    """(N, C, H, W) -> logits (N, classes). A hidden layer is linear, norm, activation, dropout.
+
+    `widths` are the hidden layers' units; `depth` (how many hidden layers) and `width` (units of each) make them
+    all alike: depth=30 width=128.
+    """
 
     def __init__(
         self,
@@ -26,9 +30,12 @@ class Mlp(nn.Module):
         dropout: float,
         groups: int = 1,
         norm_noise: float = 0.0,
+        depth: int | None = None,
+        width: int | None = None,
     ):
         super().__init__()
         check_widths("model.widths", widths)
+        widths = alike(widths, depth=depth, width=width)
         require(widths, "model.widths", "must name a hidden layer (without any, it is model=softmax)", widths)
         sizes = [prod(in_shape), *widths]
         # A bias before batch norm would be subtracted again with the mean.
@@ -45,6 +52,17 @@ class Mlp(nn.Module):
         for layer, norm, activation, dropout in zip(hidden, self.norms, self.activations, self.dropouts, strict=True):
             x = dropout(activation(norm(layer(x))))
         return logits(x)
+
+
+def alike(widths: Sequence[int], *, depth: int | None, width: int | None) -> Sequence[int]:
+    """`depth` layers of `width` units; what is None is as in `widths`. Raises ConfigError."""
+    for key, value in (("model.depth", depth), ("model.width", width)):
+        require(value is None or (type(value) is int and value > 0), key, "must be null or a whole number >= 1", value)
+    if depth is None and width is None:
+        return widths
+    first = width or next(iter(widths), None)
+    require(first, "model.width", "is needed where model.widths is empty", width)
+    return [first or 0] * (depth or len(widths))
 
 
 def check_widths(key: str, widths: Sequence[int]) -> None:

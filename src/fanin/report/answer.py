@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import pandas
@@ -11,6 +11,8 @@ from fanin import leaderboard
 from fanin.comparison.every import compare_every
 from fanin.comparison.result import Comparison
 from fanin.comparison.words import name, number, probability
+from fanin.criteria import words
+from fanin.criteria.judge import Verdict
 from fanin.noise import sentence
 from fanin.report import tables
 from fanin.report.figures import texts, title
@@ -32,6 +34,7 @@ def answer(material: Material) -> str:
         [
             unfinished(material),
             f'<div class="verdict">{leader(material, found)}{decided(found)}{raced(note)}{scattered(material)}</div>',
+            claims(material.verdicts),
             '<div class="controls" data-controls="board"></div>',
             tables.board(material),
             *(f"<p>{escape(text)}</p>" for text in remarks),
@@ -39,6 +42,15 @@ def answer(material: Material) -> str:
             *(differences(one) for one in found),
         ]
     )
+
+
+def claims(verdicts: Sequence[Verdict]) -> str:
+    """The criteria of the study, each with its verdict."""
+    if not verdicts:
+        return ""
+    rows = [[one.status, one.criterion.says, words.measured(one), words.required(one)] for one in verdicts]
+    shown = tables.table(words.HEAD, rows, classes=[one.status for one in verdicts])
+    return f"<p><b>Verdict: {escape(words.summary(verdicts))}</b></p>{shown}"
 
 
 def unfinished(material: Material) -> str:

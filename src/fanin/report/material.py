@@ -8,6 +8,8 @@ from typing import Any
 import pandas
 
 from fanin import query
+from fanin.criteria.judge import Verdict
+from fanin.criteria.settled import verdicts
 from fanin.leaderboard import counted, leaderboard
 from fanin.noise import Noise, pooled
 from fanin.query import About
@@ -35,6 +37,7 @@ class Material:
     factors: Factors | None
     noise: Noise | None = None
     weights: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
 
 
 def gather(study: str, *, project: Path) -> Material:
@@ -60,7 +63,8 @@ def gather(study: str, *, project: Path) -> Material:
     # runs that were recorded since the first query are left out
     curves, layers = (table[table["run_id"].isin(places.index)] for table in (curves, layers))
     curves, layers = (table.assign(place=places.loc[table["run_id"]].array) for table in (curves, layers))
-    return Material(study, about, by, classes, runs, board, curves, layers, shares, spread, shapes)
+    settled = verdicts(study, project=project)
+    return Material(study, about, by, classes, runs, board, curves, layers, shares, spread, shapes, settled)
 
 
 def _classes(runs: pandas.DataFrame) -> int:

@@ -19,13 +19,20 @@ SECRET = re.compile(r"(?<=://)[^/@\s]+@")
 MACHINE = ("hardware", "tracking")  # groups that do not change what is computed
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Container[int] = ()) -> str:
-    """A plain table of texts; the columns `numbers` are set to the right."""
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: Container[int] = (),
+    classes: Sequence[str] = (),
+) -> str:
+    """A plain table of texts; the columns `numbers` are set to the right; each row may have a class."""
     cell = [' class="number"' if i in numbers else "" for i in range(len(head))]
     lines = [f"<tr>{''.join(f'<th{c}>{escape(t)}</th>' for c, t in zip(cell, head, strict=True))}</tr>"]
-    for row in rows:
+    for place, row in enumerate(rows):
+        kind = f' class="{classes[place]}"' if classes else ""
         texts = (f"<td{c}>{escape(clean(text))}</td>" for c, text in zip(cell, row, strict=True))
-        lines.append(f"<tr>{''.join(texts)}</tr>")
+        lines.append(f"<tr{kind}>{''.join(texts)}</tr>")
     return f'<div class="wide"><table>{lines[0]}{"".join(lines[1:])}</table></div>'
 
 

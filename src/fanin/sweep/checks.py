@@ -9,6 +9,7 @@ from typing import Any
 from fanin.errors import ConfigError
 from fanin.folders import MEMORY
 from fanin.sweep.channel import Failure
+from fanin.sweep.claims import metrics_of
 from fanin.sweep.display import waiting
 from fanin.sweep.pool import Pool
 from fanin.sweep.space import DISCRETE, Axis, Condition, bare
@@ -81,10 +82,10 @@ def _sets(assigned: Mapping[str, str], condition: Condition) -> bool:
     return texts.get(bare(condition.key)) in condition.values
 
 
-def check(variants: Sequence[Variant], pool: Pool) -> None:
+def check(variants: Sequence[Variant], pool: Pool, *, study: Study) -> None:
     """Build every planned configuration in a worker; raises ConfigError with what is wrong, once per reason."""
     with waiting(f"checking {len(variants)} configurations" if len(variants) > 1 else "checking the configuration"):
-        complaints = call(pool, "check", [here(v.composition.config) for v in variants])
+        complaints = call(pool, "check", [_checked(study, one) for one in variants])
     reasons: dict[str, list[str]] = {}
     for one, complaint in zip(variants, complaints, strict=True):
         if complaint:
@@ -103,6 +104,12 @@ def here(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return config
     precision = "fp32" if hardware["precision"] == "tf32" else hardware["precision"]
     return {**config, "hardware": {**hardware, "device": "cpu", "precision": precision}}
+
+
+def _checked(study: Study, variant: Variant) -> Mapping[str, Any]:
+    """A configuration, with the metrics that criteria want of it in the place of all criteria."""
+    config = here(variant.composition.config)
+    return {**config, "study": {**config["study"], "criteria": metrics_of(study, variant)}}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit, versions
 from fanin.sweep import preflight
 from fanin.sweep.checks import SHOWN, call, check, check_ground, check_tracking, corners, fetch, grid_of
+from fanin.sweep.claims import as_tag, expect, settle
 from fanin.sweep.devices import crew, open_pool, size_pool
 from fanin.sweep.display import Display
 from fanin.sweep.folder import Outcome, StudyFolder, archive, stamp
@@ -55,7 +56,8 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
     try:
         grid = study.sampler["name"] == "grid"
         variants = grid_of(study) if grid else corners(study)
-        check(variants, pool)
+        study = expect(study, variants)
+        check(variants, pool, study=study)
         size_pool(pool, hardware, runs=len(variants) * study.replicates)
         if options.dry_run:
             show_plan(study, variants, pool, project=project)
@@ -101,7 +103,7 @@ def train(study: Study, *, options: Options, project: Path) -> int:
     pool = open_pool(hardware)
     try:
         one = study.variant({})
-        check([one], pool)
+        check([one], pool, study=study)
         size_pool(pool, hardware, runs=1)
         if options.dry_run:
             show_run(one, study, pool)
@@ -183,12 +185,13 @@ def _run(
                 shipper.nudge(folder.folder, ended=True)
             from fanin.sweep.summary import as_data, summarise  # with pandas and scipy: no first epoch waits
 
-            answer = summarise(study, plan.ended(), tally, search=getattr(plan, "search", None))
+            planned = plan.ended()
+            verdicts = settle(study, folder, planned)
+            answer = summarise(study, planned, tally, search=getattr(plan, "search", None), verdicts=verdicts)
             print(answer.text)
             if tally.ended != INTERRUPTED:
-                folder.spool.append(
-                    "end", status="FINISHED", reason=tally.ended, metrics={}, step=0, note=answer.markdown
-                )
+                end: dict[str, Any] = {"status": "FINISHED", "reason": tally.ended, "metrics": {}, "step": 0}
+                folder.spool.append("end", **end, note=answer.markdown, tags=answer.tags)
                 shipper.nudge(folder.folder, ended=True)
             if best:
                 best.write_text(yaml.safe_dump(as_data(study, answer.best), sort_keys=False))
@@ -214,6 +217,7 @@ def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -
         metric=study.objective.metric,
         direction=study.objective.direction,
         replicates=study.replicates,
+        criteria=as_tag(study),
         tags={key: text for key, text in tags.items() if text},
     )
 

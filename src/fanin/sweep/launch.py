@@ -23,6 +23,7 @@ from fanin.errors import ConfigError, require
 from fanin.sweep import engine, grammar
 from fanin.sweep.compose import Composer, friendly_errors
 from fanin.sweep.engine import Options
+from fanin.sweep.profiles import with_profile
 from fanin.sweep.reading import Settings, read_study
 from fanin.sweep.study import Budget
 
@@ -51,6 +52,7 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
     """Compose fanin's configuration under `overrides` and hand it to the sweeper plugin it names."""
     from hydra._internal.callbacks import Callbacks
 
+    overrides = with_profile(overrides, sweeps=Path("sweeps"))
     with terminable(), project_loader() as (loader, found):
         with friendly_errors(Composer(loader, config_name=OWN_CONFIG, fixed=found)):
             config = _with_sweeper(loader, [*found, *overrides])
@@ -107,7 +109,7 @@ def project_loader() -> Iterator[tuple[ConfigLoader, list[str]]]:
 def single(overrides: Sequence[str], options: Options) -> int:
     """Train the one configuration that `overrides` describe; a sweep among them is refused."""
     with terminable(), project_loader() as (loader, found):
-        space = grammar.parse(None, overrides=overrides, loader=loader)
+        space = grammar.parse(None, overrides=with_profile(overrides, sweeps=Path("sweeps")), loader=loader)
         named = next((line for line in space.fixed if line.startswith("study.name=")), None)
         require(named is None, "study.name", "names a sweep; single runs are all kept under train", named)
         swept = space.axes

@@ -6,10 +6,12 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 
+from fanin.criteria.grammar import parse as parse_criteria
 from fanin.diagnose import WHILE_TRAINING, check_measured
 from fanin.errors import require, unknown
 from fanin.sweep import grammar, preflight, race
 from fanin.sweep.compose import Composer
+from fanin.sweep.profiles import FULL
 from fanin.sweep.study import Budget, Study, hash_of, objectives
 
 ON_DIVERGENCE = ("continue", "stop")
@@ -21,6 +23,8 @@ SHAPES: dict[str, tuple[type, str]] = {
     "zip": (list, "[[initializer, optimizer.lr]]"),
     "points": (list, "[{optimizer: sgd, optimizer.lr: 0.1}]"),
     "when": (Mapping, "{optimizer.momentum: {optimizer: [momentum]}}"),
+    "criteria": (list, "[{id: he_trains, says: ..., metric: test/accuracy, bound: '>= 0.8'}]"),
+    "profiles": (Mapping, "{smoke: [epochs=1, data.n_train=500]}"),
 }
 RACING = {"min_replicates": 3, "confidence": 0.95}
 
@@ -61,8 +65,9 @@ def read_study(
     if space.fixed != spaceless.fixed:  # params of one value are fixed, too
         composer = Composer(loader, config_name=config_name, fixed=[*hydra_overrides, *space.fixed])
         base = composer.compose()
+    profile = None if base.config["profile"] in (None, FULL) else base.config["profile"]
     study = Study(
-        name=declared["name"] or _file_name(arguments) or "",
+        name=_name(declared["name"] or _file_name(arguments) or "", profile),
         question=declared["question"],
         objectives=objectives(declared["metric"], declared["direction"]),
         replicates=declared["replicates"],
@@ -78,8 +83,11 @@ def read_study(
         budget=settings.budget,
         seed=base.config["seed"],
         warm_start=declared["warm_start"],
+        profile=profile,
     )
     check_study(study)
+    criteria = parse_criteria(declared["criteria"], profile=profile, replicates=study.replicates)
+    study = replace(study, criteria=criteria)
     return study if study.name else replace(study, name=f"adhoc-{hash_of(study.identity())}")
 
 
@@ -171,6 +179,11 @@ def _racing(declared: Mapping[str, Any]) -> dict[str, Any] | None:
         if key not in RACING:
             raise unknown("study.racing", key, RACING)
     return RACING | dict(given)
+
+
+def _name(name: str, profile: str | None) -> str:
+    """Of each profile its own: under one name they would be one question that changes all the time."""
+    return f"{name}.{profile}" if name and profile else name
 
 
 def _file_name(arguments: Sequence[str]) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fanin.criteria.grammar import Criterion
 from fanin.errors import ConfigError, require, unknown
 from fanin.sweep.compose import Composer, Composition
 from fanin.sweep.grammar import text_of
@@ -22,6 +23,7 @@ ABSENT = object()
 NOT_IDENTITY = {
     "replicate": True,
     "study": True,
+    "profile": True,  # what it changes is in the configuration
     "tracking": True,
     "hardware": {"precision"},  # all but these
 }
@@ -71,6 +73,8 @@ class Study:
     budget: Budget = field(default_factory=Budget)
     seed: int = 0  # of the search
     warm_start: str | None = None  # the study whose best points a search tries first
+    profile: str | None = None  # which of study.profiles; None: the study as its file has it
+    criteria: tuple[Criterion, ...] = ()
     own: bool = True  # fanin's own training; else a foreign program's function
 
     @property

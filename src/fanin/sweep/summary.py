@@ -6,12 +6,14 @@ Made from the spools, so that it is there even when the tracking store is down.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas
 
 from fanin import noise
+from fanin.criteria import words
+from fanin.criteria.judge import Verdict, overall
 from fanin.leaderboard import lead, leaderboard, render, render_markdown
 from fanin.sweep import diagnoses, factors
 from fanin.sweep.folder import Outcome
@@ -41,12 +43,20 @@ class Answer:
 
     text: str
     markdown: str
+    tags: Mapping[str, str] = field(default_factory=dict)
     best: tuple[Point, ...] = ()
 
 
-def summarise(study: Study, planned: Iterable[Planned], tally: Tally, *, search: Search | None = None) -> Answer:
-    """The question, the leaderboard, the verdict, the best, what matters, and how the sweep ended. `search`:
-    that of an adaptive study."""
+def summarise(
+    study: Study,
+    planned: Iterable[Planned],
+    tally: Tally,
+    *,
+    search: Search | None = None,
+    verdicts: Sequence[Verdict] = (),
+) -> Answer:
+    """The question, the leaderboard, the verdict, the best, what matters, the verdicts on the criteria, and how
+    the sweep ended. `search`: that of an adaptive study."""
     planned = list(planned)
     table = frame(planned, study)
     head = f"{study.name}: {study.question}" if study.question else study.name
@@ -74,8 +84,11 @@ def summarise(study: Study, planned: Iterable[Planned], tally: Tally, *, search:
         parts.append((factors.render(found), factors.render_markdown(found)))
     if scatter:
         parts.append((noise.render(scatter), noise.render_markdown(scatter)))
+    tags = {"fanin.verdict": overall(verdicts)} if verdicts else {}
+    if verdicts:
+        parts.append((words.render(verdicts), words.render_markdown(verdicts)))
     text, markdown = ("\n\n".join(pieces) for pieces in zip(*parts, strict=True))
-    return Answer(f"\n{head}\n\n{text}\n\n{tail}", f"## {head}\n\n{markdown}\n\n{tail}", best)
+    return Answer(f"\n{head}\n\n{text}\n\n{tail}", f"## {head}\n\n{markdown}\n\n{tail}", tags, best)
 
 
 def frame(planned: Iterable[Planned], study: Study) -> pandas.DataFrame:
