@@ -20,8 +20,8 @@ $(READY): requirements.txt pyproject.toml tools/setup.py
 sweep: $(READY) ## run or resume a study: make sweep [SWEEP=initializers] [ARGS="epochs=5"]
 	@$(BIN)/fanin sweep $(SWEEP) $(ARGS)
 
-studies: ## the questions in sweeps/, each with its file
-	@grep -m1 '^#' sweeps/*.yaml
+studies: $(READY) ## small versions of all studies and their verdicts: make studies [ARGS="--list"]
+	@$(BIN)/python tools/studies.py $(ARGS)
 
 ui: $(READY) ## the MLflow pages of all studies, on this machine only
 	@$(BIN)/fanin ui $(ARGS)

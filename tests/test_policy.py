@@ -37,8 +37,8 @@ OWNERS = {
 IMPORTERS = {
     "fanin.app": ["fanin.__main__"],
     "fanin.query": [
-        *("fanin", "fanin.app", "fanin.comparison", "fanin.report"),
-        *("fanin.registry", "fanin.results", "fanin.sweep", "fanin.ui"),
+        *("fanin", "fanin.app", "fanin.comparison", "fanin.criteria.settled", "fanin.registry"),
+        *("fanin.report", "fanin.results", "fanin.sweep", "fanin.ui"),
     ],
     "fanin.tracking": [
         *("fanin.app", "fanin.doctor", "fanin.registry", "fanin.report", "fanin.run", "fanin.sweep", "fanin.ui"),

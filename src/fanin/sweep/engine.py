@@ -191,7 +191,7 @@ def _run(
             print(answer.text)
             if tally.ended != INTERRUPTED:
                 end: dict[str, Any] = {"status": "FINISHED", "reason": tally.ended, "metrics": {}, "step": 0}
-                folder.spool.append("end", **end, note=answer.markdown, tags=answer.tags)
+                folder.spool.append("end", **end, note=answer.markdown, tags=answer.tags, verdict=answer.verdict)
                 shipper.nudge(folder.folder, ended=True)
             if best:
                 best.write_text(yaml.safe_dump(as_data(study, answer.best), sort_keys=False))

@@ -44,6 +44,7 @@ class Answer:
     text: str
     markdown: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    verdict: str = ""  # on the study's criteria
     best: tuple[Point, ...] = ()
 
 
@@ -85,10 +86,11 @@ def summarise(
     if scatter:
         parts.append((noise.render(scatter), noise.render_markdown(scatter)))
     tags = {"fanin.verdict": overall(verdicts)} if verdicts else {}
+    verdict = words.render(verdicts) if verdicts else ""
     if verdicts:
-        parts.append((words.render(verdicts), words.render_markdown(verdicts)))
+        parts.append((verdict, words.render_markdown(verdicts)))
     text, markdown = ("\n\n".join(pieces) for pieces in zip(*parts, strict=True))
-    return Answer(f"\n{head}\n\n{text}\n\n{tail}", f"## {head}\n\n{markdown}\n\n{tail}", tags, best)
+    return Answer(f"\n{head}\n\n{text}\n\n{tail}", f"## {head}\n\n{markdown}\n\n{tail}", tags, verdict, best)
 
 
 def frame(planned: Iterable[Planned], study: Study) -> pandas.DataFrame:
