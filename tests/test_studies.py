@@ -132,7 +132,8 @@ def value_of(criterion, about, params, number):
                 float(about[key]) if numbers == "value" else next(v for k, v in numbers.items() if same(about[key], k))
             )
             product *= level
-        return math.copysign(product, product * number)
+        wanted = 1 if math.isinf(criterion.bound.high) else -1  # a rank correlation of 1 or -1
+        return product * (wanted if criterion.bound.holds(number) else -wanted)
     second = criterion.versus is not None and not chosen(criterion.where, about)
     scale = 1.0 if second else number
     if criterion.contrast == "difference":

@@ -116,7 +116,13 @@ def estimate(study: Study, plan: Mapping[str, Variant], pool: Pool, *, done: int
     count = len(plan) if study.sampler["name"] == "grid" else study.budget.trials or len(plan)
     seconds = total / len(plan) * (count * study.replicates - done) / pool.size
     if not seconds:
-        return "nothing is left to train" if done or study.base.config["epochs"] else "no training: epochs=0"
+        return (
+            "nothing is left to train"
+            if done or study.base.config["epochs"]
+            else "no training: epochs=0"
+            if done or study.base.config["epochs"]
+            else "no training: epochs=0"
+        )
     threads = study.base.config["hardware"]["threads"]
     return f"about {clock(seconds)} of training by {_count(pool.size, 'worker')} of {_count(threads, 'thread')}"
 
