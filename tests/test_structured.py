@@ -8,11 +8,13 @@ import torch
 from initialized import initialize
 from scipy import linalg, stats
 from torch import nn
+from trained import SMALL, configuration, train
 
 from fanin import initializers as init
 from fanin import models
 from fanin.errors import ConfigError
 from fanin.randomness import Streams
+from fanin.run import Trainer
 
 STREAMS = Streams(seed=0, replicate=0)
 MNIST = (1, 28, 28)
@@ -346,3 +348,23 @@ def test_the_rest_of_zero_last_is_checked_like_an_initializer_of_its_own(rest, m
     images, labels = torch.zeros(4, *MNIST), torch.arange(4)
     with pytest.raises(ConfigError, match=message):
         initialize(mlp([8]), "zero_last", rest=rest, images=images, labels=labels, streams=STREAMS)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["initializer=edge_of_chaos"], None),
+        (["initializer=zero_last"], None),
+        (["initializer=he_normal", "~initializer.bias"], "initializer.bias: is needed: zeros, torch_default or a "),
+    ],
+)
+def test_a_configuration_says_what_biases_become_where_the_initializer_does_not(overrides, message):
+    complaint = Trainer(threads=1).complaint(configuration(*SMALL, *overrides))
+    assert complaint is None if message is None else complaint.startswith(message)
+
+
+def test_a_run_starts_on_the_edge_of_chaos_with_the_biases_it_asked_for(project):
+    train(configuration(*SMALL, "initializer=edge_of_chaos", "initializer.sigma_b=0.5", "optimizer.lr=1e-9"), project)
+    state = torch.load(project / "artifacts" / "last.pt", weights_only=True)
+    biases = torch.cat([value for name, value in state.items() if name.endswith("bias")])
+    assert abs(biases.std() - 0.5) < 5 * 0.5 / math.sqrt(2 * len(biases))

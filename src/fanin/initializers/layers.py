@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.optim import Optimizer
 
-from fanin.errors import require, unknown
+from fanin.errors import ConfigError, require, unknown
 from fanin.initializers.closed_form import fans, fill, require_number, symmetric_uniform
 from fanin.initializers.roles import Layer, survey
 from fanin.randomness import Streams
@@ -153,6 +153,8 @@ def check_bias(bias: str | float | None, *, filled: bool) -> None:
     """Raise a ConfigError unless `bias` says what the biases become, or None where the initializer fills them."""
     if filled:
         require(bias is None, "initializer.bias", "is set by this initializer (~initializer.bias leaves it out)", bias)
+    elif bias is None:
+        raise ConfigError("initializer.bias: is needed: zeros, torch_default or a finite number")
     elif not isinstance(bias, str):
         require_number("bias", bias)
     elif bias not in ("zeros", "torch_default"):

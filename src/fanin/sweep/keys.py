@@ -12,7 +12,7 @@ from fanin.errors import ConfigError, nearest
 # Groups that name a callable: their further keys are its arguments, and it has the last word on them.
 NEEDED = {
     "model": ("_target_",),
-    "initializer": ("_target_", "bias"),
+    "initializer": ("_target_",),
     "optimizer": ("_target_", "batch"),
     "scheduler": ("_target_", "every"),
     "data": ("_target_", "shape", "classes", "val", "n_train", "scale"),
