@@ -130,7 +130,7 @@ UNKNOWN = {
     ),
     "direction": (["train", "study.direction=max"], ["study.direction", "did you mean 'maximize'?"]),
     "activation": (["train", "model.activation=rellu"], ["model.activation", "did you mean 'relu'?"]),
-    "argument of a model": (["train", "+model.width=3"], ["model: 'width'", "did you mean 'widths'?"]),
+    "argument of a model": (["train", "+model.widhts=3"], ["model: 'widhts'", "did you mean 'widths'?"]),
     "classifier": (["train", "model=resnet18", "model.name=resnet19"], ["model.name", "resnet18"]),
     "precision": (["train", "hardware.precision=fp8"], ["hardware.precision", "did you mean 'fp32'?"]),
     "device": (["train", "hardware.device=gpu"], ["hardware.device: 'gpu'", "cuda"]),
