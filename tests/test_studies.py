@@ -142,6 +142,10 @@ def value_of(criterion, about, params, number):
         scale = 4.0 if second else 4.0 * (number if criterion.contrast == "ratio" else 2**number)
     if criterion.key is None:
         return scale
+    if criterion.runs == "argbest":
+        levels = sorted({float(one[criterion.key]) for one in params})
+        best = levels[len(levels) // 2] * (1 if second else 2 ** math.ceil(number))
+        return abs(math.log(float(about[criterion.key]) / best))
     selection = criterion.other if second else criterion.where
     alike = [one for one in params if chosen(selection, one)]
     levels = list(dict.fromkeys(one[criterion.key] for one in alike))
