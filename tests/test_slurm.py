@@ -86,7 +86,7 @@ def test_a_sweep_by_jobs_gives_the_numbers_of_one_on_this_machine(study, tmp_pat
     by_jobs = children(study), curves(study)
     pids = {spool.read(run / "spool.jsonl")[0][0]["pid"] for run in folders(study)}
     assert len(folders(study)) == 4 and os.getpid() not in pids
-    assert not (study / ".fanin/jobs/secret").exists()
+    assert not [*(study / ".fanin/jobs").glob("secret*")]
     monkeypatch.chdir(other := project_in(tmp_path_factory.mktemp("here")))
     assert main(["sweep", "faults", "epochs=3"]) == 0
     here = children(other), curves(other)
@@ -128,9 +128,22 @@ def test_who_does_not_know_the_secret_is_not_listened_to(tmp_path):
     executor = make_executor({**HARDWARE, "device": "cpu", "slurm": OPTIONS | {"executor": "local"}}, tmp_path)
     pool = SlurmPool(executor, "handlers:Handler", arguments={}, size=1, folder=tmp_path, host="127.0.0.1")
     try:
-        assert (tmp_path / "secret").stat().st_mode & 0o077 == 0
+        [secret] = tmp_path.glob("secret*")
+        assert secret.stat().st_mode & 0o077 == 0
         with pytest.raises(AuthenticationError):
             Client(pool._listener.address, authkey=b"guessed")
         assert pool.wait(0.1) == [] and not pool.workers
     finally:
         pool.close()
+
+
+def test_two_sweeps_of_one_project_do_not_take_each_others_secret(tmp_path):
+    executor = make_executor({**HARDWARE, "device": "cpu", "slurm": OPTIONS | {"executor": "local"}}, tmp_path)
+    how = {"arguments": {}, "size": 1, "folder": tmp_path, "host": "127.0.0.1"}
+    first, second = (SlurmPool(executor, "handlers:Handler", **how) for _ in range(2))
+    try:
+        Client(first._listener.address, authkey=first._secret.read_bytes()).close()
+        second.close()
+        Client(first._listener.address, authkey=first._secret.read_bytes()).close()
+    finally:
+        first.close()

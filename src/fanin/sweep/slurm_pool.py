@@ -5,7 +5,7 @@ read the data themselves. A job that ends (its time is up, its node fails, it is
 run goes on in another job from the last checkpoint, and a new job is submitted in its place.
 
 The coordinator listens on this machine for as long as the sweep lasts; whoever connects must prove to know a
-secret that lies in the study's folder for the user alone. The only module that imports submitit, which the extra
+secret that lies in the folder of the jobs for the user alone. The only module that imports submitit, which the extra
 `fanin[slurm]` brings.
 """
 
@@ -14,6 +14,7 @@ import os
 import queue
 import secrets
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -88,9 +89,9 @@ class SlurmPool:
         self.size = size
         self.workers: list[SlurmWorker] = []
         self._executor, self._task, self._arguments = executor, task, dict(arguments)
-        self._secret = folder / "secret"
         key = secrets.token_bytes(32)
-        descriptor = os.open(self._secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor, path = tempfile.mkstemp(prefix="secret-", dir=folder)  # each sweep of a project has its own
+        self._secret = Path(path)
         with os.fdopen(descriptor, "wb") as file:
             file.write(key)
         self._listener = Listener((host, 0), backlog=128, authkey=key)
