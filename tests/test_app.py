@@ -552,3 +552,10 @@ def test_ctrl_c_ends_a_run_in_a_final_state_with_exit_code_130(place):
     assert time.monotonic() - began < 10
     assert "interrupted" in errors and "Traceback" not in errors + output
     assert "KILLED" in next(Path(".fanin/train/runs").glob("*/spool.jsonl")).read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", ["results", "report", "register"])
+def test_a_server_that_does_not_answer_is_no_bad_input(command, project, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert main([command, "initializers"]) == 1
+    assert capsys.readouterr().err.startswith("fanin: http://127.0.0.1:9: cannot be reached")

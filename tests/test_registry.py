@@ -14,6 +14,7 @@ from fanin import query, registry
 from fanin.app import main
 from fanin.errors import ConfigError
 from fanin.run import load_model
+from fanin.tracking import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
@@ -34,6 +35,9 @@ def test_the_best_model_is_registered_once_and_mlflow_loads_it_to_the_last_digit
     assert main(["register", "two"]) == 0
     assert "two version 1 was registered before" in capsys.readouterr().out
     assert len(rows(project, "model_versions")) == 1 and len(rows(project, "metrics")) == points
+    with Tracker(project=project).translated() as client:  # as if another run had led in between
+        client.delete_registered_model_alias("two", "best")
+    assert main(["register", "two"]) == 0 and len(rows(project, "registered_model_aliases")) == 1
 
     from mlflow import pytorch, set_tracking_uri
 

@@ -113,6 +113,6 @@ def test_a_bias_is_chosen_once():
     def both(weight, *, bias):
         raise AssertionError("is never called")
 
-    rule = r"initializer.bias: is set by this initializer \(~initializer.bias leaves it out\), got 'zeros'"
+    rule = r"initializer.bias: must be left out \(or null\): this initializer sets the biases itself, got 'zeros'"
     with pytest.raises(ConfigError, match=rule):
         initializers.initialize(mlp(), weight=both, bias="zeros", streams=STREAMS)

@@ -1,4 +1,5 @@
-"""The command line. Exit codes: 0 done, 1 runs failed, 2 bad input, 130 interrupted."""
+"""The command line. Exit codes: 0 done; 1 runs failed, or the tracking store or the disk did, and trying again may
+help; 2 bad input; 130 interrupted."""
 
 import argparse
 import errno
@@ -36,7 +37,7 @@ examples:
   fanin train -m hydra/sweeper=tpe hydra.sweeper.max_trials=30 'optimizer.lr=interval(0.001,0.1)'
                                                   a search of 30 trials
 
-exit codes: 0 done, 1 runs failed, 2 bad input, 130 interrupted
+exit codes: 0 done, 1 runs failed (or MLflow is down, the disk full), 2 bad input, 130 interrupted
 """
 
 

@@ -59,6 +59,8 @@ def register(study: str, *, project: Path) -> Registered:
     tracker, run, name, value = Tracker(project=project), best["run_id"], best["name"], best[about.metric]
     known = _versions(tracker, study, run)
     if known:
+        with tracker.translated() as client:  # another run may have been the best one meanwhile
+            client.set_registered_model_alias(study, ALIAS, str(max(known)))
         return Registered(study, max(known), name, value, new=False)
     with tempfile.TemporaryDirectory() as folder:
         files = _fetch(tracker, study, run, Path(folder))

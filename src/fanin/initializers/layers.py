@@ -152,7 +152,8 @@ def fill_blocks(
 def check_bias(bias: str | float | None, *, filled: bool) -> None:
     """Raise a ConfigError unless `bias` says what the biases become, or None where the initializer fills them."""
     if filled:
-        require(bias is None, "initializer.bias", "is set by this initializer (~initializer.bias leaves it out)", bias)
+        rule = "must be left out (or null): this initializer sets the biases itself"
+        require(bias is None, "initializer.bias", rule, bias)
     elif bias is None:
         raise ConfigError("initializer.bias: is needed: zeros, torch_default or a finite number")
     elif not isinstance(bias, str):
