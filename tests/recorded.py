@@ -128,10 +128,11 @@ def wait_until(condition, *, seconds=30.0):
 
 
 @contextmanager
-def flaky_server(uri):
+def flaky_server(uri, *, refusal=lambda: None):
     """A proxy before a server that loses replies when told to: yields (its URI, the set of lost paths).
 
-    A request whose path ends in one of the set is carried out, once, and its reply is thrown away.
+    A request whose path ends in one of the set is carried out, once, and its reply is thrown away. While
+    `refusal` returns a status, that is the answer, and the server hears nothing.
     """
     lost: set[str] = set()
     target = uri.removeprefix("http://")
@@ -139,6 +140,11 @@ def flaky_server(uri):
     class Relay(http.server.BaseHTTPRequestHandler):
         def relay(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if status := refusal():
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             with closing(http.client.HTTPConnection(target, timeout=30)) as server:
                 headers = dict(self.headers) | {"Host": target, "Connection": "close"}
                 server.request(self.command, self.path, body, headers)

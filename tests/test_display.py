@@ -206,3 +206,19 @@ def test_waiting_leaves_no_trace_where_there_is_no_terminal(capfd):
     with waiting("checking"):
         pass
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_outage_of_tracking_is_a_line_when_it_begins_and_one_when_it_is_over(time):
+    shown = show(terminal=False)
+    for status in ("", "tracking is down, next try in 2 s", "tracking is down, next try in 1 s", "", ""):
+        shown.tracking(status)
+    assert lines(shown) == ["  tracking is down, next try in 2 s", "  tracking is back"]
+
+
+def test_an_outage_of_tracking_stands_under_the_board_while_it_lasts(time):
+    shown = show(terminal=True)
+    shown._done, shown._total = 0, 6
+    shown.tracking("tracking is down, next try in 2 s")
+    assert "tracking is down, next try in 2 s" in board(shown)[-1]
+    shown.tracking("")
+    assert "tracking" not in " ".join(board(shown)) and lines(shown) == []

@@ -33,16 +33,24 @@ class Batch:
 def ship(folder: Folder, *, tracker: Tracker) -> bool:
     """Send what the store does not have yet of a run or a study; True if its end has been sent, too.
 
-    Raises TrackingDown or TrackingRefused, with nothing lost: call again, at any time, from any process.
+    Raises TrackingDown or TrackingRefused, with nothing lost: call again, at any time, from any process. A disk
+    too full for what is written on the way (the artifacts, shipped.json) counts as down: room can be made.
     """
-    with exclusive(folder.study.path / "shipping.lock"):
-        try:
-            return _ship(folder, tracker)
-        except TrackingForgot:  # another store at the same address: the spools have everything
-            tracker.forget()
-            folder.study.forget()
-            folder.forget()
-            return _ship(folder, tracker)
+    try:
+        with exclusive(folder.study.path / "shipping.lock"):
+            return _ship_somewhere(folder, tracker)
+    except OSError as error:
+        raise TrackingDown(f"{error.filename or folder.path}: {error.strerror or error}") from error
+
+
+def _ship_somewhere(folder: Folder, tracker: Tracker) -> bool:
+    try:
+        return _ship(folder, tracker)
+    except TrackingForgot:  # another store at the same address: the spools have everything
+        tracker.forget()
+        folder.study.forget()
+        folder.forget()
+        return _ship(folder, tracker)
 
 
 def unshipped(study: Folder, *, uri: str) -> Iterator[Folder]:

@@ -96,6 +96,12 @@ class Display:
         if not self.live:
             self.say(f"  {text}", style="yellow")
 
+    def tracking(self, status: str) -> None:
+        """Why records wait for MLflow, while they do; empty while they do not. Among lines, only what changes."""
+        if bool(status) != bool(self.note) and not self.live:
+            self.say(f"  {status or 'tracking is back'}", style="yellow")
+        self.note = status
+
     def begin(self, key: str, *, name: str, epochs: int) -> None:
         self.running[key] = Running(name, epochs)
 

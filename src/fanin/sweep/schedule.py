@@ -37,6 +37,9 @@ SHOWN = ("train/loss", "val/accuracy")  # what the display says of a running run
 
 
 class Ships(Protocol):
+    @property
+    def status(self) -> str: ...
+
     def nudge(self, folder: Folder, *, ended: bool = False) -> None: ...
 
 
@@ -222,6 +225,8 @@ class Coordinator:
         if self._signals and self.tally.ended != INTERRUPTED:
             self.display.notice("stopping: saving what runs (once more: at once)")
             self._stop(INTERRUPTED, finish=False)
+        elif not self._signals:
+            self.display.tracking(self.shipper.status)
         if self.budget.seconds is not None and now - self._began > self.budget.seconds and not self._stopping:
             self._stop("budget: time is up", finish=False)
         for worker in self.pool.busy():

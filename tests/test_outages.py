@@ -1,0 +1,413 @@
+"""Storage and clocks that fail under a sweep: full disks, locked databases, servers that go, passwords that expire."""
+
+import os
+import resource
+import sqlite3
+import time
+from contextlib import closing, contextmanager
+
+import psutil
+import pytest
+from conftest import ROOT
+from databases import lacking
+from native_stack import import_stack, postgres, postgres_programs
+from processes import (
+    Command,
+    children,
+    curves,
+    epochs_of,
+    folders,
+    leaderboard,
+    open_runs,
+    query,
+    write_study,
+)
+from recorded import (
+    copy_database,
+    flaky_server,
+    free_port,
+    make_run,
+    make_study,
+    mlflow_server,
+    new_database,
+    stored,
+    stored_runs,
+    train,
+    wait_until,
+)
+
+import fanin
+from fanin import spool
+from fanin.app import main
+from fanin.shipper import Shipper
+from fanin.shipping import ship
+from fanin.sweep.folder import outcome
+from fanin.tracking import Tracker
+
+# MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+MODELS = '''\
+import os
+import time
+
+from torch import nn
+
+
+class Slow(nn.Module):
+    """Takes its time as long as there is a file "slow"."""
+
+    def __init__(self, in_shape, classes):
+        super().__init__()
+        self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
+
+    def forward(self, images):
+        if self.training and len(images) > 2:  # not when the configuration is checked
+            self.act()
+        return self.layer(images.flatten(1))
+
+    def act(self):
+        if os.path.exists("slow"):
+            time.sleep(0.02)
+
+
+class Jumpy(Slow):
+    """Whose machine's clock is put back by an hour in its 25th step, unless there is a file "steady"."""
+
+    steps = 0
+
+    def act(self):
+        Jumpy.steps += 1
+        if Jumpy.steps == 1:
+            true = time.time
+            time.time = lambda: true() - 3600 * os.path.exists("jumped")
+        if Jumpy.steps == 25 and not os.path.exists("steady"):
+            open("jumped", "w").close()
+'''
+SLOW = ("model=softmax", "model._target_=mine.Slow", "hardware.workers=1")
+ENOUGH = 1 << 14  # bytes: for the lines a sweep prints and a study's spool, not for a database or a picture
+
+
+def found(folder):
+    """A project with a model that takes its time."""
+    (folder / "conf").symlink_to(ROOT / "conf")
+    (folder / "mine.py").write_text(MODELS)
+    new_database(folder / "mlflow.db")
+    return folder
+
+
+@pytest.fixture
+def project(tmp_path):
+    return found(tmp_path)
+
+
+@pytest.fixture
+def launch(project):
+    commands = []
+
+    def start(*arguments):
+        commands.append(Command(project, *arguments))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.kill()
+
+
+@contextmanager
+def full_disk(limit, *, pid=0):
+    """No file of the process can grow past `limit` bytes: a full disk, as far as one can be had without root."""
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        if not pid or psutil.pid_exists(pid):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+
+def training(project, command, *, epochs=2):
+    """Wait until some epochs more are recorded."""
+    enough = epochs_of(project) + epochs
+    wait_until(lambda: epochs_of(project) >= enough or not command.running, seconds=90)
+    assert command.running, command.output
+
+
+def all_is_there(project):
+    """Every run is in MLflow, ended and once, and so is every point of every spool."""
+    assert children(project) == {run.name: ["FINISHED"] for run in folders(project)}
+    points = curves(project)
+    assert {key: values for key, values in points.items() if len(values) != 1} == {}
+    recorded = {
+        (run.name, key, record["epoch"])
+        for run in folders(project)
+        for record in spool.digest(spool.read(run / "spool.jsonl")[0]).epochs
+        for key in record["metrics"]
+    }
+    assert {key for key in recorded if key[1] != "seconds"} <= points.keys()
+    return points
+
+
+def pauses(project, *, since=0.0, until=float("inf")):
+    """Seconds between the epochs of a run, of those recorded in this time."""
+    found = []
+    for run in folders(project):
+        times = [record["time"] / 1000 for record in spool.read(run / "spool.jsonl")[0] if record["kind"] == "epoch"]
+        found += [b - a for a, b in zip(times, times[1:], strict=False) if since <= b <= until]
+    return found
+
+
+# ---- 8: a full disk ----
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 12, 1 << 17], ids=["everything", "the database", "the artifacts"])
+def test_a_disk_that_is_full_for_mlflow_counts_as_down_and_leaves_its_database_whole(tmp_path, limit):
+    database = new_database(tmp_path / "mlflow.db")
+    tracker = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
+    run = train(make_run(make_study(tmp_path)), last=20)
+    run.artifacts.mkdir()
+    (run.artifacts / "large.bin").write_bytes(bytes(1 << 18))
+    tracker.connect()
+    shipper = Shipper(tracker, interval=0.01)
+    with full_disk(limit):
+        shipper.nudge(run, ended=True)
+        wait_until(lambda: shipper.status)
+    assert "tracking is down" in shipper.status, shipper.status
+    assert stored(database, "pragma integrity_check") == [("ok",)]
+    assert shipper.close(30) == []  # space was freed
+    assert [row[1] for row in stored_runs(database)] == ["FINISHED"]
+    points = stored(database, "select key, step from metrics")
+    assert len(points) == len(set(points)) == 2 * 21 + 3
+    assert next(tmp_path.glob("mlartifacts/**/large.bin")).stat().st_size == 1 << 18
+
+
+@pytest.mark.slow
+def test_a_run_whose_spool_meets_a_full_disk_fails_with_its_name_and_the_same_command_finishes_it(project, launch):
+    write_study(project, epochs=12, replicates=1)
+    (project / "slow").touch()
+    command = launch("sweep", "faults", *SLOW)
+    worker, run = command.worker_of()
+    with full_disk((run / "spool.jsonl").stat().st_size + 300, pid=worker.pid):
+        assert command.end() == 1, command.output
+    assert outcome(run).status == "FAILED"
+    assert f"no space left for the record of a run: '{run}/spool.jsonl'" in command.output
+    assert children(project)[run.name] == ["FAILED"]
+    (project / "slow").unlink()
+    again = launch("sweep", "faults", *SLOW)
+    assert again.end() == 0, again.output
+    assert len(all_is_there(project)) >= 2 * 13 * 4
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_while_the_disk_of_the_database_is_full_and_ships_all_when_there_is_room(project, launch):
+    write_study(project, epochs=60, replicates=1)
+    (project / "slow").touch()
+    command = launch("sweep", "faults", *SLOW)
+    training(project, command)
+    with full_disk(ENOUGH, pid=command.process.pid):
+        command.wait_for("tracking is down")
+        training(project, command, epochs=10)
+        assert query(project, "pragma integrity_check") == [("ok",)]
+    (project / "slow").unlink()
+    assert command.end() == 0, command.output
+    assert "not fully in MLflow" not in command.output
+    all_is_there(project)
+
+
+# ---- 9: a locked database ----
+
+
+def test_a_database_that_is_locked_longer_than_anybody_waits_gets_everything_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr("fanin.bulk.BUSY", 0.2)
+    monkeypatch.setattr("fanin.shipper.LONGEST_PAUSE", 0.2)
+    database = new_database(tmp_path / "mlflow.db")
+    run = train(make_run(make_study(tmp_path)), last=2, end=None)
+    tracker = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
+    ship(run, tracker=tracker)
+    shipper = Shipper(tracker, interval=0.01)
+    with closing(sqlite3.connect(database, isolation_level=None)) as other:
+        other.execute("begin exclusive")
+        for epoch in (3, 4):
+            train(run, first=epoch, last=epoch, end=None)
+            shipper.nudge(run)
+            wait_until(lambda: "tracking is down" in shipper.status and "locked" in shipper.status)
+        other.execute("rollback")
+    assert shipper.close(30) == []
+    points = stored(database, "select key, step from metrics")
+    assert sorted(points) == [(key, step) for key in ("val/accuracy", "val/loss") for step in range(5)]
+
+
+@pytest.mark.slow
+def test_training_does_not_wait_for_a_database_that_is_locked_for_half_a_minute(project, launch):
+    write_study(project, epochs=100, replicates=1)
+    (project / "slow").touch()
+    command = launch("sweep", "faults", *SLOW)
+    training(project, command, epochs=8)
+    with closing(sqlite3.connect(project / "mlflow.db", isolation_level=None, timeout=20)) as other:
+        other.execute("begin exclusive")
+        locked = time.time()
+        time.sleep(30)
+        other.execute("rollback")
+    freed = time.time()
+    (project / "slow").unlink()
+    assert command.end() == 0, command.output
+    all_is_there(project)
+    assert max(pauses(project, since=locked, until=freed)) < 1 + max(pauses(project, until=locked))
+
+
+# ---- 7: PostgreSQL restarts ----
+
+
+@pytest.mark.slow
+def test_restarts_of_postgres_fast_or_immediate_lose_and_double_nothing(tmp_path, monkeypatch):
+    if lacking():
+        pytest.skip(lacking())
+    monkeypatch.setattr("fanin.shipper.LONGEST_PAUSE", 0.5)
+    stack = import_stack()
+    stack.complete_env(tmp_path / ".env")
+    password = stack.read_env(tmp_path / ".env")["MLFLOW_DB_PASSWORD"]
+    run = make_run(make_study(tmp_path))
+    with postgres(postgres_programs(), stack.read_env(tmp_path / ".env")) as cluster:
+        data = ("-D", f"{cluster.folder}/data")
+        places = f"-p {cluster.port} -k {cluster.folder} -h 127.0.0.1"
+        uri = f"postgresql+psycopg://mlflow:{password}@127.0.0.1:{cluster.port}/mlflow"
+        tracker = Tracker(project=tmp_path, uri=uri)
+        tracker.connect()
+        shipper = Shipper(tracker, interval=0.01)
+        with spool.Spool(run.spool) as log:
+            log.append("start")
+            for mode in ("fast", "immediate"):
+                cluster.call("pg_ctl", "stop", "-m", mode, "-s", *data)
+                wait_until(lambda log=log: record_another(log, run, shipper) and "tracking is down" in shipper.status)
+                cluster.call("pg_ctl", "start", "-s", "-w", *data, "-l", f"{cluster.folder}/log.2", "-o", places)
+                wait_until(lambda log=log: record_another(log, run, shipper) and not shipper.status, seconds=60)
+            log.append("end", status="FINISHED", metrics={}, step=0)
+        try:
+            shipper.nudge(run, ended=True)
+            assert shipper.close(60) == []
+            rows = cluster.ask("select step from metrics where key = 'val/loss' order by step", password=password)
+            epochs = [record["epoch"] for record in spool.digest(spool.read(run.spool)[0]).epochs]
+            assert [*map(int, rows)] == epochs and len(epochs) > 4
+            statuses = cluster.ask("select status from runs where name like '%r0'", password=password)
+            assert statuses == ["FINISHED"]
+        finally:
+            cluster.call("pg_ctl", "stop", "-m", "fast", "-s", *data)
+
+
+def record_another(log, run, shipper):
+    """One more epoch, and say so; always true."""
+    epochs = spool.digest(spool.read(log.path)[0]).epochs
+    log.append("epoch", epoch=len(epochs), metrics={"val/loss": 1 / (1 + len(epochs))})
+    shipper.nudge(run)
+    return True
+
+
+# ---- 19: a clock that is put back ----
+
+
+def test_a_clock_that_is_put_back_by_an_hour_changes_no_curve_and_ends_no_run(
+    project, tmp_path_factory, monkeypatch, capsys
+):
+    tables, true = [], time.time
+    for place in (project, found(tmp_path_factory.mktemp("steady"))):
+        write_study(place, epochs=6, replicates=1)
+        if place != project:
+            (place / "steady").touch()
+        monkeypatch.chdir(place)
+        with monkeypatch.context() as patch:  # the clock of the coordinator is the same machine's
+            patch.setattr(time, "time", lambda: true() - 3600 * os.path.exists("jumped"))
+            code = main(["sweep", "faults", "model=softmax", "model._target_=mine.Jumpy", "hardware.workers=1"])
+        output = capsys.readouterr().out
+        assert code == 0, output
+        tables.append((all_is_there(place), leaderboard(output)))
+    assert (project / "jumped").exists()
+    assert tables[0] == tables[1]
+    assert [spool.digest(spool.read(run / "spool.jsonl")[0]).attempts for run in folders(project)] == [1, 1]
+    times = [[record["time"] for record in spool.read(run / "spool.jsonl")[0]] for run in folders(project)]
+    assert any(times[i] != sorted(times[i]) for i in range(2)), "the clock was not put back within a run"
+    curve = fanin.curves("faults", "val/loss", project=project)
+    assert [list(steps) for _, steps in curve.groupby("run_id", observed=True).step] == 2 * [[*range(7)]]
+    assert {*fanin.runs("faults", project=project).status} == {"FINISHED"}
+
+
+# ---- 4 and 5: a server that is down; the extras: a password that expires ----
+
+
+def at_server(project):
+    """The projects's place in the server's database, as if it had been its own."""
+    copy_database(project / "server.db", project / "mlflow.db")
+
+
+@pytest.mark.slow
+def test_a_minute_without_the_server_costs_no_point_and_no_second_of_training(project, launch):
+    write_study(project, epochs=100)
+    new_database(project / "server.db")
+    (project / "slow").touch()
+    port = free_port()
+    with mlflow_server(project, port=port) as uri:
+        command = launch("sweep", "faults", *SLOW, f"tracking.uri={uri}")
+        training(project, command, epochs=20)
+    gone = time.time()
+    command.wait_for("tracking is down")
+    time.sleep(60)
+    assert command.running, command.output
+    back = time.time()
+    with mlflow_server(project, port=port):
+        (project / "slow").unlink()
+        assert command.end() == 0, command.output
+    assert "not fully in MLflow" not in command.output
+    at_server(project)
+    assert len(all_is_there(project)) >= 4 * 101 * 4
+    assert max(pauses(project, since=gone, until=back)) < 1 + max(pauses(project, until=gone))
+
+
+@pytest.mark.slow
+def test_without_a_server_a_sweep_ends_well_says_so_and_sync_brings_everything_later(project, launch):
+    write_study(project)
+    new_database(project / "server.db")
+    port = free_port()
+    command = launch("sweep", "faults", *SLOW, f"tracking.uri=http://127.0.0.1:{port}")
+    assert command.end() == 0, command.output
+    assert "fanin: the runs stay here until tracking is back: " in command.output
+    assert "5 runs are not fully in MLflow yet (tracking is down" in command.output
+    assert "`fanin sync` ships the rest" in command.output
+    with mlflow_server(project, port=port) as uri:
+        os.environ["MLFLOW_TRACKING_URI"] = uri
+        try:
+            synced = launch("sync")
+        finally:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        assert synced.end() == 0, synced.output
+    at_server(project)
+    all_is_there(project)
+
+
+@pytest.mark.slow
+def test_a_password_that_expires_in_mid_sweep_is_said_in_one_line_and_not_tried_for_ever(project, launch):
+    write_study(project, epochs=60, replicates=1)
+    new_database(project / "server.db")
+    (project / "slow").touch()
+    asked = []
+
+    def refusal():
+        if asked:
+            asked.append(time.monotonic())
+            return 401
+        return None
+
+    with mlflow_server(project) as server, flaky_server(server, refusal=refusal) as (uri, _):
+        command = launch("sweep", "faults", *SLOW, f"tracking.uri={uri}")
+        training(project, command, epochs=12)
+        asked.append(time.monotonic())  # from here on
+        command.wait_for("tracking refused")
+        (project / "slow").unlink()
+        assert command.end() == 0, command.output
+        (line,) = [line for line in command.output.splitlines() if "not fully in MLflow" in line]
+        assert "(401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in line
+        assert "`fanin sync` ships the rest" in line
+        assert len(asked) < 20
+        assert not list(open_runs(project)), "training has nothing to do with it"
+        asked.clear()  # a new password
+        again = launch("sweep", "faults", *SLOW, f"tracking.uri={uri}")
+        assert again.end() == 0, again.output
+    at_server(project)
+    all_is_there(project)
