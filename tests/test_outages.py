@@ -159,25 +159,34 @@ def pauses(project, *, since=0.0, until=float("inf")):
 # ---- 8: a full disk ----
 
 
-@pytest.mark.parametrize("limit", [0, 1 << 12, 1 << 17], ids=["everything", "the database", "the artifacts"])
-def test_a_disk_that_is_full_for_mlflow_counts_as_down_and_leaves_its_database_whole(tmp_path, limit):
+@pytest.mark.parametrize(
+    ("limit", "size", "reason"),
+    [
+        (100, 1, "File too large"),  # what shipping itself writes in the run's folder
+        (1 << 14, 1, "disk I/O error"),  # the database
+        (1 << 17, 1 << 18, "large.bin"),  # MLflow's copy of an artifact
+    ],
+    ids=["folder of the run", "database", "artifacts"],
+)
+def test_a_disk_that_is_full_while_shipping_counts_as_down_and_leaves_the_database_whole(tmp_path, limit, size, reason):
     database = new_database(tmp_path / "mlflow.db")
     tracker = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
-    run = train(make_run(make_study(tmp_path)), last=20)
+    run = train(make_run(make_study(tmp_path)), last=1, end=None)
+    ship(run, tracker=tracker)
+    train(run, first=2, last=20)
     run.artifacts.mkdir()
-    (run.artifacts / "large.bin").write_bytes(bytes(1 << 18))
-    tracker.connect()
+    (run.artifacts / "large.bin").write_bytes(bytes(size))
     shipper = Shipper(tracker, interval=0.01)
     with full_disk(limit):
         shipper.nudge(run, ended=True)
         wait_until(lambda: shipper.status)
-    assert "tracking is down" in shipper.status, shipper.status
+    assert shipper.status.startswith("tracking is down") and reason in shipper.status, shipper.status
     assert stored(database, "pragma integrity_check") == [("ok",)]
     assert shipper.close(30) == []  # space was freed
     assert [row[1] for row in stored_runs(database)] == ["FINISHED"]
     points = stored(database, "select key, step from metrics")
     assert len(points) == len(set(points)) == 2 * 21 + 3
-    assert next(tmp_path.glob("mlartifacts/**/large.bin")).stat().st_size == 1 << 18
+    assert next(tmp_path.glob("mlartifacts/**/large.bin")).stat().st_size == size
 
 
 @pytest.mark.slow
@@ -211,6 +220,23 @@ def test_a_sweep_goes_on_while_the_disk_of_the_database_is_full_and_ships_all_wh
     assert command.end() == 0, command.output
     assert "not fully in MLflow" not in command.output
     all_is_there(project)
+
+
+# ---- 11: two sweeps at once ----
+
+
+@pytest.mark.slow
+def test_two_sweeps_at_once_into_one_fresh_database_keep_their_runs_apart(project, launch):
+    (project / "mlflow.db").unlink()
+    for name, initializer in (("one", "zeros,he_normal"), ("two", "ones,he_normal")):
+        write_study(project, name=name, initializers=initializer, epochs=10)
+    commands = [launch("sweep", name, "hardware.workers=1") for name in ("one", "two")]
+    assert [command.end() for command in commands] == [0, 0], [command.output for command in commands]
+    for name in ("one", "two"):
+        assert children(project, name) == {run.name: ["FINISHED"] for run in folders(project, name)}
+        points = curves(project, name)
+        assert {len(values) for values in points.values()} == {1}
+        assert len({key for key, *_ in points}) == 4 and len(points) >= 4 * 11 * 4
 
 
 # ---- 9: a locked database ----
