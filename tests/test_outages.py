@@ -387,7 +387,7 @@ def test_a_minute_without_the_server_costs_no_point_and_no_second_of_training(pr
 
 
 @pytest.mark.slow
-def test_without_a_server_a_sweep_ends_well_says_so_and_sync_brings_everything_later(project, launch):
+def test_without_a_server_a_sweep_ends_well_says_so_and_sync_brings_everything_later(project, launch, monkeypatch):
     write_study(project)
     new_database(project / "server.db")
     port = free_port()
@@ -396,13 +396,10 @@ def test_without_a_server_a_sweep_ends_well_says_so_and_sync_brings_everything_l
     assert "fanin: the runs stay here until tracking is back: " in command.output
     assert "5 runs are not fully in MLflow yet (tracking is down" in command.output
     assert "`fanin sync` ships the rest" in command.output
+    monkeypatch.chdir(project)
     with mlflow_server(project, port=port) as uri:
-        os.environ["MLFLOW_TRACKING_URI"] = uri
-        try:
-            synced = launch("sync")
-        finally:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        assert synced.end() == 0, synced.output
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert main(["sync"]) == 0
     at_server(project)
     all_is_there(project)
 
