@@ -36,6 +36,8 @@ HEALTHY = {
     "narrow and fast": ["model=mlp_narrow", "optimizer.lr=0.01", "batch_size=32"],
     "momentum": ["optimizer=momentum"],
     "softmax": ["model=softmax"],
+    "only the last layer zeros": ["initializer=zero_last"],
+    "fixup": ["model=resmlp", "model.branch=fixup", "initializer=fixup"],
     "cnn with batch norm": ["model=cnn_small", "batch_size=32"],
     "cnn": ["model=cnn_small", "model.norm=none", "batch_size=32", "initializer=xavier_uniform"],
 }
@@ -64,7 +66,17 @@ def findings(folder):
     return {one["name"]: one for one in json.loads((folder / "artifacts" / "diagnosis.json").read_text())}
 
 
-QUICK = ("he", "xavier", "orthogonal", "batch norm", "he, 10 layers", "tanh", "softmax", "cnn with batch norm")
+QUICK = (
+    "only the last layer zeros",
+    "he",
+    "xavier",
+    "orthogonal",
+    "batch norm",
+    "he, 10 layers",
+    "tanh",
+    "softmax",
+    "cnn with batch norm",
+)
 CASES = [
     pytest.param(overrides, id=name, marks=() if name in QUICK else pytest.mark.slow)
     for name, overrides in HEALTHY.items()

@@ -46,6 +46,11 @@ VERDICTS = {
     ),
     "sigmoid, 10 layers": (["model.activation=sigmoid", "initializer=xavier_normal", DEEP], "vanishes"),
     "he under much dropout, 30 layers": ([f"model.widths={[64] * 29}", "regularization.dropout=0.5"], "explodes"),
+    "only the last layer zeros": (["initializer=zero_last"], "ok"),
+    "muP with a readout of zeros": (
+        ["initializer=mup", "initializer.base_width=64", "initializer.readout=zeros"],
+        "ok",
+    ),
     "lsuv, which looks at data": (["initializer=lsuv"], "unknown"),
 }
 

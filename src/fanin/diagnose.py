@@ -10,7 +10,8 @@ exploding_signal    At the last epoch, E[z^2] of the logits is above 1e4 E[x^2],
                     784-256-256-10 above 1e6.
 vanishing_gradient  Before training, the squared gradient of the first layer is below 1e-6 times that of the logits: so
                     it is where sigmoid networks get stuck, with 5 hidden layers (Glorot and Bengio 2010). Networks
-                    that trained well started above 7e-4.
+                    that trained well started above 7e-4. A last layer of zeros (zero_last, fixup) lets nothing
+                    through before its first step: then the first epoch after it is judged.
 saturated_units     At the last epoch, more than 75 % of a layer's outputs lie in the outer 5 % of the activation's
                     range (Glorot and Bengio 2010). Healthy runs had up to 25 %.
 dead_units          At the last epoch, more than 75 % of a layer's rectifiers are 0 on the whole probe (Lu et al. 2020).
@@ -73,7 +74,7 @@ def diagnose(epochs: Sequence[Metrics], *, classes: Classes | None = None, batch
         _symmetric(last),
         _overstepping(epochs, start),
         _exploding(start, last, diverged=_diverged(epochs)),
-        _vanishing(start) if len(epochs) > 1 or not batch_norm else None,
+        _vanishing(start if batch_norm else _opened(epochs)) if len(epochs) > 1 or not batch_norm else None,
         _most(last, "saturated", at_least=SATURATED, name="saturated_units"),
         _most(last, "dead", at_least=DEAD, name="dead_units"),
         _dead_class(classes) if classes and not _diverged(epochs) else None,
@@ -144,6 +145,17 @@ def _overstepping(epochs: Sequence[Metrics], start: Metrics) -> Finding | None:
             text = f"{layer} norm x {growth[layer]:.2g} in epoch {number}"
             return Finding("step_too_large", layer, growth[layer], text)
     return None
+
+
+def _opened(epochs: Sequence[Metrics]) -> Metrics:
+    """The first epoch whose last layer is not still the zeros that it was started with; no metrics if none is."""
+    return next((epoch for epoch in epochs if not _shut(epoch)), {})
+
+
+def _shut(metrics: Metrics) -> bool:
+    """Whether the last layer has no weight but zeros, though the first one has."""
+    path, norms = [*_gains(metrics, "forward_gain")], _by_layer(metrics, "weight", "norm")
+    return len(path) > 1 and norms.get(path[-1]) == 0 and norms.get(path[0], 0.0) > 0
 
 
 def _vanishing(start: Metrics) -> Finding | None:

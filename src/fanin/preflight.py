@@ -5,7 +5,8 @@ dropout drops, batch norm takes the batch's own averages. Verdicts have the thre
 
     symmetric   a hidden layer's units are copies, and neither biases nor dropout tell them apart
     explodes    E[z^2] of the logits > 1e4 E[x^2], or the squared gradient grows by 1e6 from the logits to layer one
-    vanishes    the squared gradient of the first layer < 1e-6 times that of the logits, zero included
+    vanishes    the squared gradient of the first layer < 1e-6 times that of the logits, zero included; not where
+                only the last layer is zeros, which its first step ends
     ok          none of these
 """
 
@@ -51,9 +52,15 @@ def judge(model: nn.Module, gains: Gains) -> tuple[str, str]:
         return "explodes", f"signal x {forward**0.5:.2g} from input to logits"
     if not backward <= STEEP:
         return "explodes", f"gradient x {backward**0.5:.2g} from logits to input"
-    if gains.backward and backward < VANISHED:
+    if gains.backward and backward < VANISHED and not is_shut(model, gains):
         return "vanishes", f"layer one gets {backward**0.5:.1g} of the gradient"
     return "ok", ""
+
+
+def is_shut(model: nn.Module, gains: Gains) -> bool:
+    """Whether the last layer has no weight but zeros, though the first one has: zero_last and its like."""
+    layers, path = layers_of(model), [*gains.forward]
+    return bool(layers[path[0]].weight.any()) and not bool(layers[path[-1]].weight.any())
 
 
 def twins(model: nn.Module) -> str:
