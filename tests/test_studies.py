@@ -273,3 +273,16 @@ def test_every_smoke_profile_ends_with_a_verdict():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(name in done.stdout for name in NUMBERED)
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's
+def test_a_study_none_of_whose_runs_has_the_metric_of_a_criterion_yet_still_has_results(project, capsys):
+    """The test set is seen at the end only, and these runs are pruned before it."""
+    claim = "study.criteria=[{id: one, says: It trains, metric: test/accuracy, bound: '>= 0.8'}]"
+    ill = ["initializer=zeros,constant", "study.prune_on=[symmetric_units]", "study.preflight=off", "epochs=2"]
+    small = ["model=mlp_narrow", "data=digits", "data.n_train=100", "study.name=waits"]
+    assert main(["train", "-m", *small, *ill, claim]) == 0
+    capsys.readouterr()
+    assert main(["results", "waits"]) == 0
+    assert "inconclusive: 0 of 1 criteria pass, 1 inconclusive" in capsys.readouterr().out
+    assert main(["report", "waits"]) == 0

@@ -1,5 +1,6 @@
 """The verdicts on a study's criteria, from the tracking store."""
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from fanin import query
@@ -15,5 +16,8 @@ def verdicts(study: str, *, project: str | Path = ".", uri: str | None = None) -
         return ()
     criteria = recall(kept)
     runs = query.runs(study, project=project, uri=uri)
-    curves = query.curves(study, sorted({one.metric for one in criteria}), project=project, uri=uri)
+    known = query.metrics(study, project=project, uri=uri)
+    wanted = {one.metric for one in criteria}  # of which none may be recorded yet
+    keys = [key for key in known if any(fnmatchcase(key, metric) for metric in wanted)]
+    curves = query.curves(study, keys, project=project, uri=uri)
     return judge(criteria, from_store(runs, curves), replicates=kept["replicates"], classes=kept["classes"])
