@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from conftest import ROOT
 from processes import Command, attempt, children, curves, folders, leaderboard, open_runs, write_study
 from recorded import new_database, wait_until
@@ -138,3 +139,17 @@ def test_a_cluster_that_is_not_there_or_too_small_is_refused_before_a_run(nodes,
         assert command.end() == 2 and message in command.output, command.output
         assert "Traceback" not in command.output
         assert not (project / ".fanin" / "faults" / "runs").exists()
+
+
+def test_runs_that_split_a_data_set_in_different_ways_share_its_place_on_the_cluster(monkeypatch):
+    from fanin.sweep import ray_pool
+
+    placed, digits = [], yaml.safe_load((ROOT / "conf/data/digits.yaml").read_text())
+    monkeypatch.setattr(ray_pool.ray, "put", lambda dataset: placed.append(dataset) or len(placed))
+    pool = ray_pool.RayPool("handlers:Handler", arguments={}, size=1, cpus=1, gpus=0)
+
+    def place(**changes):
+        return pool._place({"spec": {"config": {"data": digits | changes}}})
+
+    assert [place(), place(n_train=50), place(val=20, scale="none")] == [1, 1, 1]
+    assert len(placed) == 1 and len(placed[0].train) > 1000

@@ -38,6 +38,7 @@ from ray.exceptions import ActorUnavailableError, RayError  # noqa: E402
 HEAR = 10.0  # seconds a worker waits for something to say before it answers with nothing
 CALLS = 4  # of the coordinator that an actor serves at once: it hears, is replied to and is stopped
 KNOCK = 10.0  # seconds for the cluster's head to take a connection
+TAKEN_THERE = ("val", "n_train", "scale")  # of the data group: what a worker makes of one and the same data set
 DEEPEST = 3  # folders below the project's in which the user's own modules are looked for
 
 
@@ -160,7 +161,7 @@ class RayPool:
         from fanin.run import load_dataset  # with torch, which the coordinator can do without elsewhere
 
         config = payload["spec"]["config"]
-        key = repr(sorted(config["data"].items()))
+        key = repr(sorted((name, value) for name, value in config["data"].items() if name not in TAKEN_THERE))
         if key not in self._placed:
             self._placed[key] = ray.put(load_dataset(config))
         return self._placed[key]
