@@ -21,6 +21,7 @@ defaults:
 study:
   question: What survives?
   replicates: {replicates}
+  preflight: "off"
 epochs: {epochs}
 batch_size: 20
 data: {{n_train: {images}, val: 100}}

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from recorded import new_database
 
 from fanin import app
@@ -314,6 +316,9 @@ CONTRADICTIONS = {
     ),
 }
 
+# a class of one's own takes none of the options of the default model
+WITHOUT = ("~model.widths", "~model.depth", "~model.width", "~model.activation")
+
 USERS_OWN = {
     "package that is not there": (["model._target_=nowhere.Net"], ["cannot import 'nowhere.Net'", "nowhere"]),
     "name that is not there": (["model._target_=users.Net"], ["cannot import 'users.Net'", "no attribute"]),
@@ -355,7 +360,7 @@ def test_bad_input_is_refused_with_its_key_the_rule_and_a_way_out(place, capsys,
 
 @pytest.mark.parametrize(("arguments", "pieces"), cases(USERS_OWN))
 def test_faults_in_a_users_own_code_are_told_with_their_line(place, capsys, arguments, pieces):
-    plain = ["~model.widths", "~model.activation"] if arguments[0].startswith("model._target_") else []
+    plain = [*WITHOUT] if arguments[0].startswith("model._target_") else []
     message = refused(capsys, "train", *plain, *arguments)
     assert all(piece in message for piece in pieces), message
 
@@ -520,7 +525,7 @@ def test_examples_of_the_help_text_are_valid(place, capsys, monkeypatch):
 
 def test_a_run_that_fails_makes_the_exit_code_1_and_says_why(place):
     new_database(place / "mlflow.db")
-    arguments = ["model._target_=users.Linear", "+model.fault=training", "~model.widths", "~model.activation"]
+    arguments = ["model._target_=users.Linear", "+model.fault=training", *WITHOUT]
     done = run("train", *[word for word in TINY if "model=" not in word], *arguments)
     assert done.returncode == 1, done
     assert "it broke in the middle" in done.stderr and "Traceback" not in done.stderr
@@ -559,3 +564,16 @@ def test_a_server_that_does_not_answer_is_no_bad_input(command, project, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert main([command, "initializers"]) == 1
     assert capsys.readouterr().err.startswith("fanin: http://127.0.0.1:9: cannot be reached")
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "key"),
+    [("config.yaml", "  prune_on", "study.prune_on"), ("hardware/auto.yaml", "cluster", "hardware.cluster")],
+)
+def test_a_conf_of_an_earlier_version_is_told_which_key_it_lacks(project, capsys, file, line, key):
+    (project / "conf").unlink()
+    shutil.copytree(ROOT / "conf", project / "conf")
+    lines = (project / "conf" / file).read_text().splitlines(keepends=True)
+    (project / "conf" / file).write_text("".join(one for one in lines if not one.startswith(line)))
+    assert main(["sweep", "initializers", "--dry-run"]) == 2
+    assert f"{key}: conf/" in (said := capsys.readouterr().err) and "another version of fanin" in said

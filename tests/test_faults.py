@@ -214,7 +214,7 @@ def test_a_run_that_kills_every_worker_fails_with_the_reason_and_the_rest_goes_o
     write_study(project, initializers="he_normal", replicates=1, epochs=2)
     models = "mine.Suicide,mine.Glutton,mine.Clumsy,mine.Net"
     choice = ("model=softmax", f"model._target_={models}", "initializer=he_normal", "hardware.workers=1")
-    command = launch("sweep", "faults", *choice)
+    command = launch("sweep", "faults", *choice, "study.preflight=warn")
     assert command.end() == 1, command.output
     ends = {run["overrides"]["model._target_"]: outcome(folder) for folder, run in specifications(project)}
     assert {model: (end.status, end.reason) for model, end in ends.items()} == {

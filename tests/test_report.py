@@ -420,7 +420,7 @@ def many(monkeypatch, *, variants, replicates, epochs=15, layers=5):
     values = {name: draw.random(len(table)) for name in series.PER_LAYER}
     runs = runs.assign(**{"test/accuracy": draw.random(len(runs))})
     tags = {"fanin.study": "many", "fanin.run": "many", "fanin.reason": "done"}
-    about = query.About("?", ("optimizer.lr",), "test/accuracy", "maximize", tags)
+    about = query.About("?", ("optimizer.lr",), "test/accuracy", "maximize", None, tags)
     monkeypatch.setattr(files, "histograms", lambda *_, **__: {})
     answers = {"runs": runs, "curves": curves, "layers": table.assign(**values), "about": about, "metrics": []}
     for name, answer in answers.items():

@@ -55,7 +55,7 @@ def anova(runs: pd.DataFrame, *, by: Sequence[str], metric: str, replicate: str 
 def _cube(runs: pd.DataFrame, *, by: list[str], metric: str, replicate: str) -> NDArray[np.float64]:
     """The metric as an array with one dimension per axis and, last, the replicates."""
     table = runs[[*by, replicate, metric]].copy()
-    table[by] = table[by].astype(str)
+    table[by] = table[by].astype(object).where(table[by].notna(), "null").astype(str)  # null is a level, too
     counts = table.groupby([*by, replicate], observed=True)[metric].agg(["size", "count"])
     levels = [table[column].nunique() for column in [*by, replicate]]
     whole = len(counts) == math.prod(levels) and bool((counts == 1).all(axis=None))

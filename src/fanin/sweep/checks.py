@@ -1,7 +1,9 @@
 """Before the first run: every planned configuration is built once, in a worker, without memory or training."""
 
+import math
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from fanin.folders import MEMORY
 from fanin.sweep.channel import Failure
 from fanin.sweep.claims import metrics_of
 from fanin.sweep.display import waiting
-from fanin.sweep.pool import Pool
+from fanin.sweep.pool import Event, Pool
 from fanin.sweep.space import DISCRETE, Axis, Condition, bare
 from fanin.sweep.study import Study, Variant, hash_of
 
@@ -118,18 +120,41 @@ def _some(names: Sequence[str]) -> str:
 
 def call(pool: Pool, kind: str, payload: Any) -> Any:
     """Have a worker do something now, and wait for it."""
+    event = _answer(pool, kind, payload, seconds=math.inf)
+    if event.kind == "died":
+        raise ConfigError(f"the worker that should {kind} the configuration was {event.payload}")
+    if isinstance(event.payload, Failure):
+        if event.payload.user:
+            raise ConfigError(event.payload.message)
+        raise RuntimeError(event.payload.traceback)
+    return event.payload
+
+
+def try_call(pool: Pool, kind: str, payload: Any, *, seconds: float) -> tuple[Any, str]:
+    """As `call`, for what may fail in a user's own code: (the answer, why there is none). It ends in time, and the
+    worker that would not, or died of it, is replaced. Raises ConfigError."""
+    event = _answer(pool, kind, payload, seconds=seconds)
+    if event.kind == "died":
+        return None, str(event.payload)
+    if isinstance(event.payload, Failure):
+        if event.payload.user:
+            raise ConfigError(event.payload.message)
+        return None, event.payload.message
+    return event.payload, ""
+
+
+def _answer(pool: Pool, kind: str, payload: Any, *, seconds: float) -> Event:
     pool.fill(1)
-    pool.free()[0].do(kind, payload, task=kind)
+    worker = pool.free()[0]
+    worker.do(kind, payload, task=kind)
+    deadline = time.monotonic() + seconds
     while True:
-        for event in pool.wait(1.0):
+        for event in pool.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
             event.worker.task = None
-            if event.kind == "died":
-                raise ConfigError(f"the worker that should {kind} the configuration was {event.payload}")
-            if isinstance(event.payload, Failure):
-                if event.payload.user:
-                    raise ConfigError(event.payload.message)
-                raise RuntimeError(event.payload.traceback)
-            return event.payload
+            return event
+        if time.monotonic() > deadline and not worker.ended:
+            worker.kill(f"not done after {seconds:g} s")
+            deadline = math.inf
 
 
 def fetch(variants: Sequence[Variant], pool: Pool) -> None:

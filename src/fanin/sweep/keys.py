@@ -19,6 +19,28 @@ NEEDED = {
 }
 
 
+# What this version of fanin looks for in a project's own conf/, which may have been copied from an earlier one.
+LOOKED_FOR = {
+    "": ("epochs", "batch_size", "seed", "replicate", "seeds", "stats", "profile", "test_weights", "study", "hardware"),
+    "study": (
+        *("name", "question", "metric", "direction", "replicates", "racing", "preflight", "prune_on"),
+        *("on_divergence", "warm_start", "zip", "points", "when", "criteria", "profiles"),
+    ),
+    "hardware": ("device", "threads", "workers", "gpus_per_run", "precision", "patience", "checkpoint", "cluster"),
+}
+
+
+def check_version(config: Mapping[str, Any]) -> None:
+    """Whether conf/ has the keys that are looked for. Raises ConfigError."""
+    for group, keys in LOOKED_FOR.items():
+        there = config[group] if group else config
+        for key in keys:
+            name = f"{group}.{key}".lstrip(".")
+            file = "conf/hardware/" if group == "hardware" else "conf/config.yaml"
+            if key not in there:
+                raise ConfigError(f"{name}: {file} has no such key: it is of another version of fanin")
+
+
 def check_keys(config: Mapping[str, Any], *, default: Mapping[str, Any], added: Collection[str] = ()) -> None:
     """Compare `config` with the `default` one. Keys `added` on purpose (with a +) are free at the root, where
     interpolations may need them. Raises ConfigError."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fanin.errors import ConfigError
-from fanin.sweep.checks import call, here
+from fanin.sweep.checks import here, try_call
 from fanin.sweep.display import waiting
 from fanin.sweep.folder import StudyFolder, write_atomically
 from fanin.sweep.pool import Pool
@@ -19,6 +19,7 @@ from fanin.sweep.study import Study, Variant, hash_of
 
 MODES = ("warn", "skip", "off")
 FLOWN = 100  # different initial networks; to fly more would hold up the first epoch
+PATIENCE = 10.0  # seconds, and one more for each network
 WIDTH = 100
 TOLD = 5  # variants that are warned of
 DECISIVE = ("model", "initializer", "data", "regularization", "seed", "seeds", "replicate")
@@ -47,7 +48,12 @@ def fly(study: Study, variants: Sequence[Variant], pool: Pool) -> Flown:
     configs = {networks[one.key]: one.composition.config for one in reversed(distinct)}
     flown = list(dict.fromkeys(networks.values()))[:FLOWN]
     with waiting("pre-flight"):
-        found = dict(zip(flown, call(pool, "preflight", [here(configs[key]) for key in flown]), strict=True))
+        given = [here(configs[key]) for key in flown]
+        flights, why = try_call(pool, "preflight", given, seconds=PATIENCE + len(given))
+    if flights is None:
+        print(f"  no pre-flight: {why}"[:WIDTH])
+        return Flown(distinct, {})
+    found = dict(zip(flown, flights, strict=True))
     return Flown(distinct, {key: found[start] for key, start in networks.items() if start in found})
 
 

@@ -11,6 +11,7 @@ from fanin.diagnose import WHILE_TRAINING, check_measured
 from fanin.errors import require, unknown
 from fanin.sweep import grammar, preflight, race
 from fanin.sweep.compose import Composer
+from fanin.sweep.keys import check_version
 from fanin.sweep.profiles import FULL
 from fanin.sweep.study import Budget, Study, hash_of, objectives
 
@@ -51,6 +52,7 @@ def read_study(
     spaceless = grammar.parse(None, overrides=arguments, loader=loader)
     composer = Composer(loader, config_name=config_name, fixed=[*hydra_overrides, *spaceless.fixed])
     base = composer.compose()
+    check_version(base.config)
     declared = base.config["study"]
     check_shapes(declared)
     space = grammar.parse(
