@@ -317,7 +317,7 @@ CONTRADICTIONS = {
 }
 
 # a class of one's own takes none of the options of the default model
-WITHOUT = ("~model.widths", "~model.depth", "~model.width", "~model.activation")
+WITHOUT = ("~model.widths", "~model.activation")
 
 USERS_OWN = {
     "package that is not there": (["model._target_=nowhere.Net"], ["cannot import 'nowhere.Net'", "nowhere"]),

@@ -638,6 +638,6 @@ def test_every_model_takes_a_finite_step_from_every_initializer_or_the_plan_refu
 
 @pytest.mark.parametrize("initializer", REFUSALS)
 def test_an_initializer_that_refuses_some_models_serves_others(initializer):
-    served = {"delta_orthogonal": "cnn", "sparse": "cnn_small"}.get(initializer, "resnet18")
+    served = {"delta_orthogonal": "cnn", "sparse": "cnn_small", "dbn": "mlp"}.get(initializer, "resnet18")
     with torch.device("meta"):
         initialize(build(served), initializer, images=images(4), labels=torch.arange(4), streams=STREAMS)

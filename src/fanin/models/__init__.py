@@ -66,6 +66,8 @@ def build(
     check_norm(norm)
     check_probability("dropout", dropout)
     check_probability("stochastic_depth", stochastic_depth)
+    # What the default model leaves unset is nothing to a class of one's own, and Hydra cannot delete a null.
+    options = {name: value for name, value in options.items() if value is not None or accepts(factory, name)}
     data = {"in_shape": tuple(in_shape), "classes": classes}
     arguments = {name: value for name, value in data.items() if accepts(factory, name)}
     arguments |= options

@@ -8,7 +8,7 @@ import yaml
 from fanin.errors import ConfigError
 from fanin.sweep import preflight
 from fanin.sweep.checks import call, here
-from fanin.sweep.display import clock, waiting
+from fanin.sweep.display import clock, fit, waiting
 from fanin.sweep.folder import outcome
 from fanin.sweep.pool import Pool
 from fanin.sweep.study import Study, Variant, hash_of
@@ -47,7 +47,9 @@ def fly(study: Study, variants: Sequence[Variant], pool: Pool) -> preflight.Flow
 def listing(flown: preflight.Flown) -> Iterator[str]:
     """A line a variant: with what was found of it at initialization, where anything was."""
     variants, flights = flown.variants, flown.flights
-    names = [one.name if len(one.name) <= NAMED else f"{one.name[: NAMED - 3]}..." for one in variants]
+    keyed = max(len(one.name) for one in variants) <= NAMED  # all with their keys, or none: the axes name them
+    bare = [" ".join(word.partition("=")[2] or word for word in one.name.split(" ")) for one in variants]
+    names = [one.name if keyed else fit(short, NAMED) for one, short in zip(variants, bare, strict=True)]
     if not flights:
         yield from (f"  {one.key}  {one.name}" for one in variants)
         return
