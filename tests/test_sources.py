@@ -142,6 +142,7 @@ def test_a_packaged_table_is_cut_by_hand_computable_rules(tmp_path, monkeypatch)
         ),
         (b"1,2,0\n", r"rows\.csv\.gz is corrupt: not a complete gzip"),
     ],
+    ids=["another value", "cut off", "not compressed"],
 )
 def test_a_corrupt_packaged_table_is_refused(tmp_path, monkeypatch, content, message):
     source = packaged(tmp_path, monkeypatch, content)
