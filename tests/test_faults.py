@@ -285,6 +285,7 @@ def test_a_run_whose_worker_died_goes_on_from_its_checkpoint_and_without_one_fro
         (project / "steps").unlink()
 
 
+@pytest.mark.slow
 def test_what_does_not_stop_in_time_is_killed_and_a_second_ctrl_c_does_not_wait(project, launch):
     write_study(project, replicates=1)
     endless = ("sweep", "faults", "model=softmax", "model._target_=mine.Endless", "tracking=none")
