@@ -10,6 +10,7 @@ from fanin.errors import ConfigError
 from fanin.history import Columns, numbered
 from fanin.tracking import TrackingDown
 
+CACHE = 200_000  # KiB, at most
 CHUNK = 10_000  # rows that are in memory as Python objects at a time
 # The index is named because SQLite, which has no statistics, may choose to read every run's point of a metric.
 POINTS = """
@@ -50,6 +51,7 @@ def tables(file: Path) -> Iterator[SQLiteTables]:
         raise ConfigError(f"there is no tracking database {file}; `fanin sweep` makes one")
     connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=20, isolation_level=None)
     try:
+        connection.execute(f"pragma cache_size = -{CACHE}")  # an index leads all over the file: a quarter of the time
         connection.execute("begin")  # all queries see the same runs
         yield SQLiteTables(connection)
     except sqlite3.Error as error:
