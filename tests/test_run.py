@@ -251,6 +251,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
             resolve_device(name)
 
 
+@pytest.mark.slow
 def test_the_cost_of_an_epoch_is_measured_on_a_part_of_it(project):
     trainer = Trainer(threads=1)
     little, more = (
