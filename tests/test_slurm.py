@@ -143,7 +143,9 @@ def test_two_sweeps_of_one_project_do_not_take_each_others_secret(tmp_path):
     first, second = (SlurmPool(executor, "handlers:Handler", **how) for _ in range(2))
     try:
         Client(first._listener.address, authkey=first._secret.read_bytes()).close()
+        assert first._secret.read_bytes() != second._secret.read_bytes()
         second.close()
+        assert first._secret.exists() and not second._secret.exists()
         Client(first._listener.address, authkey=first._secret.read_bytes()).close()
     finally:
         first.close()

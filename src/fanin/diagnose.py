@@ -177,7 +177,7 @@ def _most(last: Metrics, statistic: str, *, at_least: float, name: str) -> Findi
 
 
 def _dead_class(classes: Classes) -> Finding | None:
-    pairs = enumerate(zip(classes.images, classes.predicted, strict=False))  # there may be logits of no class
+    pairs = enumerate(zip(classes.images, classes.predicted, strict=True))
     dead = [number for number, (images, predicted) in pairs if images >= SEEN and not predicted]
     if not dead:
         return None

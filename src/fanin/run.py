@@ -521,10 +521,10 @@ def has_batch_norm(model: nn.Module) -> bool:
 
 
 def class_counts(split: data.Split, predicted: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Validation images of each class, and how many were taken for it."""
+    """Validation images of each class, and how many were taken for it; those taken for none are in no count."""
     counts = (torch.bincount(labels, minlength=split.classes) for labels in (split.labels[split.val], predicted))
     there, taken = (count.tolist() for count in counts)
-    return there, taken
+    return there, taken[: split.classes]
 
 
 def draw(test: Evaluation, split: data.Split, folder: Path) -> None:
