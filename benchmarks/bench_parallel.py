@@ -1,8 +1,8 @@
 """Runs an hour: 2 workers against 1, and no barrier against a batch barrier; both by the wall clock.
 
-Equal runs, of the default length, real training with MLflow on SQLite: 2 workers of 1 thread on 2 cores finish at least 1.8 times the
-runs of 1 worker. Other load on the machine spoils that, so what it would be without is estimated beside it:
-workers x share of the time they were at work x CPU time of a run with 1 worker / with 2.
+Equal runs, as long as a default one, real training with MLflow on SQLite: 2 workers of 1 thread on 2 cores finish
+at least 1.8 times the runs of 1 worker. Other load on the machine spoils that, so what it would be without is
+estimated beside it: workers x share of the time they were at work x CPU time of a run with 1 worker / with 2.
 
 Unequal runs, one in four five times as long: at least 1.4 times those of a schedule that waits for the slowest
 of each batch, as batched launchers do, on the same pool (with 2 workers there is 1.5 to gain). These runs only
