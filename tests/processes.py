@@ -168,6 +168,15 @@ def epochs_of(project, study="faults"):
     )
 
 
+def pauses(project, *, since=0.0, until=float("inf")):
+    """Seconds between the epochs of a run, of those recorded in this time."""
+    found = []
+    for run in folders(project):
+        times = [record["time"] / 1000 for record in spool.read(run / "spool.jsonl")[0] if record["kind"] == "epoch"]
+        found += [b - a for a, b in zip(times, times[1:], strict=False) if since <= b <= until]
+    return found
+
+
 def query(project, sql, *values):
     """Ask MLflow's database without any code of ours or MLflow's."""
     with closing(sqlite3.connect(project / "mlflow.db", timeout=30)) as connection:

@@ -19,6 +19,7 @@ from processes import (
     folders,
     leaderboard,
     open_runs,
+    pauses,
     query,
     write_study,
 )
@@ -145,15 +146,6 @@ def all_is_there(project):
     }
     assert {key for key in recorded if key[1] != "seconds"} <= points.keys()
     return points
-
-
-def pauses(project, *, since=0.0, until=float("inf")):
-    """Seconds between the epochs of a run, of those recorded in this time."""
-    found = []
-    for run in folders(project):
-        times = [record["time"] / 1000 for record in spool.read(run / "spool.jsonl")[0] if record["kind"] == "epoch"]
-        found += [b - a for a, b in zip(times, times[1:], strict=False) if since <= b <= until]
-    return found
 
 
 # ---- 8: a full disk ----

@@ -29,7 +29,7 @@ class Recorder:
         self.calls, self.faults = [], []
         monkeypatch.setattr("fanin.shipper.ship", self.ship)
 
-    def ship(self, folder, *, tracker):
+    def ship(self, folder, *, tracker, guard):
         self.calls.append((folder.path.name, time.monotonic()))
         if self.faults and (fault := self.faults.pop(0)):
             raise fault
@@ -127,7 +127,7 @@ def test_a_refused_run_does_not_hold_up_the_others(recorder, runs):
 
 def test_nudging_never_waits_for_the_store(monkeypatch, runs):
     answer = threading.Event()
-    monkeypatch.setattr("fanin.shipper.ship", lambda folder, tracker: answer.wait(20))
+    monkeypatch.setattr("fanin.shipper.ship", lambda folder, tracker, guard: answer.wait(20))
     shipper = Shipper(None)
     shipper.nudge(runs[0])
     begin = time.monotonic()
@@ -141,7 +141,7 @@ def test_nudging_never_waits_for_the_store(monkeypatch, runs):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_of_our_own_is_visible_and_leaves_the_caller_alone(monkeypatch, runs):
-    def fail(folder, tracker):
+    def fail(folder, tracker, guard):
         raise AssertionError("a bug")
 
     monkeypatch.setattr("fanin.shipper.ship", fail)

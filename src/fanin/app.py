@@ -8,6 +8,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -264,13 +265,17 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
+    from fanin.shared.late import Latecomer
     from fanin.shipping import sync
     from fanin.tracking import Tracker
 
-    report = sync(Path.cwd(), tracker=Tracker(project=Path.cwd()))
+    with closing(Latecomer(os.environ.get("FANIN_STATE_URI"))) as late:
+        report = sync(Path.cwd(), tracker=Tracker(project=Path.cwd()), guard=late)
     print(f"in MLflow: {report.shipped} studies and runs; still being written: {report.running}")
     for folder in report.ended:
         print(f"  ended as KILLED, its process is gone: {folder.path.name}")
+    for why in report.gone.values():
+        print(f"  left alone: {why}")
     for path, why in report.left.items():
         print(f"  not shipped: {path.name}: {why}", file=sys.stderr)
     return FAILED if report.left else DONE

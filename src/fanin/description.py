@@ -13,7 +13,8 @@ LONGEST_PARAM = 6000  # MLflow cuts what is longer without a word
 NOT_ON_A_RUN = {"study", "profile"}  # config that describes the study: it is on the parent run
 WHERE_DATA_LIE = ("root", "download")
 # What decides no number of a run would stand between what does whenever runs are compared.
-UNTOLD = {"tracking", "tracking.uri", "tracking.artifacts", *(f"data.{key}" for key in WHERE_DATA_LIE)}
+UNTOLD = {"tracking", *(f"tracking.{key}" for key in ("uri", "artifacts", "state"))}
+UNTOLD |= {f"data.{key}" for key in WHERE_DATA_LIE}
 UNTOLD |= {f"hardware.{key}" for key in ("workers", "gpus_per_run", "patience", "checkpoint", "cluster")}
 CLUSTER = "hardware.slurm"
 OWN = ("fanin.", "torch.")  # a `_target_` in these is known by the name of its choice

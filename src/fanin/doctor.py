@@ -151,6 +151,7 @@ def _project(project: Path) -> Iterator[Finding]:
             for name in composer.options("data"):
                 yield _data(composer, name, wanted=name == default.choices["data"])
             yield from _tracking(project, default.config["tracking"])
+            yield from _state(default.state or os.environ.get("FANIN_STATE_URI"))
     except ConfigError as error:
         yield Finding(PROBLEM, "project", str(error))
 
@@ -162,7 +163,7 @@ def _studies(project: Path) -> list[Path]:
 def _data(composer: Any, name: str, *, wanted: bool) -> Finding:
     """Whether a data set is here, could be downloaded, is missing or broken."""
     from fanin import data
-    from fanin.build import part
+    from fanin.run import part
 
     try:
         config = composer.compose([f"data={name}"]).config
@@ -199,6 +200,21 @@ def _tracking(project: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
     left = [folder for study in studies for folder in unshipped(study, uri=tracker.uri)]
     if left:
         yield Finding(NOTE, "tracking", f"{_count(left, 'run')} not fully in MLflow yet; fanin sync ships them")
+
+
+def _state(address: str | None) -> Iterator[Finding]:
+    """The database of studies, if one is named."""
+    from fanin.shared.connection import connect, place_of
+    from fanin.tracking import TrackingDown, TrackingRefused
+
+    if address is None:
+        return
+    try:
+        connect(address).close()
+    except (ConfigError, TrackingDown, TrackingRefused) as error:
+        yield Finding(PROBLEM, "state", f"{error}; or unset FANIN_STATE_URI to keep studies here only")
+    else:
+        yield Finding(OK, "state", f"{place_of(address)} answers; tracking=server keeps studies there")
 
 
 def _server(tracker: Any) -> Finding:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from fanin.folders import Folder
-from fanin.shipping import ship, unshipped
+from fanin.shipping import Guard, ship, unshipped
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
 # s until a run's first batch, and between its first two; doubled after each, up to the longest. A batch costs
@@ -21,8 +21,8 @@ class Shipper:
     expired password) only when it is nudged again, and once more on closing.
     """
 
-    def __init__(self, tracker: Tracker, *, interval: float = INTERVAL):
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker, *, interval: float = INTERVAL, guard: Guard | None = None):
+        self._tracker, self._guard = tracker, guard
         self._interval = interval
         self._due: dict[Path, float] = {}  # folder -> when to ship it, monotonic seconds
         self._earliest: dict[Path, float] = {}  # folder -> when it may be due again
@@ -39,6 +39,8 @@ class Shipper:
     def nudge(self, folder: Folder, *, ended: bool = False) -> None:
         """Say that the folder's spool has grown. Cheap: call it after every record. What has ended is shipped
         at once: there is nothing more to wait for."""
+        if ended and self._guard:
+            self._guard.note(folder)
         with self._changed:
             earliest = self._earliest.setdefault(folder.path, time.monotonic() + self._interval)
             self._due[folder.path] = 0.0 if ended else self._due.get(folder.path, earliest)
@@ -84,7 +86,7 @@ class Shipper:
     def _work(self) -> None:
         while path := self._wait():
             try:
-                ship(Folder(path), tracker=self._tracker)
+                ship(Folder(path), tracker=self._tracker, guard=self._guard)
             except TrackingDown as error:
                 self._postpone(path, str(error))
             except TrackingRefused as error:

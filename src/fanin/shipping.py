@@ -7,8 +7,9 @@ looked for by its tags before it is created; a param is logged only where it is 
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from fanin import archive, points, spool, view
 from fanin.description import Description, clean_tags, describe_run, describe_study, swept_values
@@ -30,7 +31,26 @@ class Batch:
     points: list[points.Point]
 
 
-def ship(folder: Folder, *, tracker: Tracker) -> bool:
+class StudyLost(TrackingRefused):
+    """Another machine has taken the study over; what is here of it is past."""
+
+
+class StudyBusy(TrackingDown):
+    """A living sweep of this project holds the study, and sees to it itself."""
+
+
+class Guard(Protocol):
+    """Of a study whose state is shared: what another machine could not go on from is not shipped."""
+
+    def note(self, folder: Folder) -> None:
+        """Hear that something of the folder has ended, or was shipped."""
+
+    def secure(self, folder: Folder) -> None:
+        """Return when all that the folder has may be shipped. Raises StudyLost, StudyBusy, TrackingDown or
+        TrackingRefused."""
+
+
+def ship(folder: Folder, *, tracker: Tracker, guard: Guard | None = None) -> bool:
     """Send what the store does not have yet of a run or a study; True if its end has been sent, too.
 
     Raises TrackingDown or TrackingRefused, with nothing lost: call again, at any time, from any process. A disk
@@ -38,19 +58,19 @@ def ship(folder: Folder, *, tracker: Tracker) -> bool:
     """
     try:
         with exclusive(folder.study.path / "shipping.lock"):
-            return _ship_somewhere(folder, tracker)
+            return _ship_somewhere(folder, tracker, guard)
     except OSError as error:
         raise TrackingDown(f"{error.filename or folder.path}: {error.strerror or error}") from error
 
 
-def _ship_somewhere(folder: Folder, tracker: Tracker) -> bool:
+def _ship_somewhere(folder: Folder, tracker: Tracker, guard: Guard | None) -> bool:
     try:
-        return _ship(folder, tracker)
+        return _ship(folder, tracker, guard)
     except TrackingForgot:  # another store at the same address: the spools have everything
         tracker.forget()
         folder.study.forget()
         folder.forget()
-        return _ship(folder, tracker)
+        return _ship(folder, tracker, guard)
 
 
 def unshipped(study: Folder, *, uri: str) -> Iterator[Folder]:
@@ -61,22 +81,34 @@ def unshipped(study: Folder, *, uri: str) -> Iterator[Folder]:
             yield folder
 
 
-def _ship(folder: Folder, tracker: Tracker) -> bool:
+def _ship(folder: Folder, tracker: Tracker, guard: Guard | None) -> bool:
     shipped = folder.shipped(tracker.uri)
     records, offset = spool.read(folder.spool, shipped.offset)
     if records:
+        whole, _ = spool.read(folder.spool)
         _flush(folder.spool)
-        shipped = replace(_send(folder, tracker, shipped, records), offset=offset)
+        if guard:
+            guard.secure(folder)  # of at least what was read
+        shipped = replace(_send(folder, tracker, shipped, records, whole, guard), offset=offset)
         folder.remember(shipped)
     if shipped.status == "FINISHED":
         folder.tidy()
-    return shipped.status not in ("", "RUNNING")
+    ended = shipped.status not in ("", "RUNNING")
+    if guard and records and ended:
+        guard.note(folder)
+    return ended
 
 
-def _send(folder: Folder, tracker: Tracker, shipped: Shipped, records: Sequence[Record]) -> Shipped:
-    whole, _ = spool.read(folder.spool)
+def _send(
+    folder: Folder,
+    tracker: Tracker,
+    shipped: Shipped,
+    records: Sequence[Record],
+    whole: Sequence[Record],
+    guard: Guard | None,
+) -> Shipped:
     history = spool.digest(whole)
-    description = _describe(folder, tracker)
+    description = _describe(folder, tracker, guard)
     missing: Mapping[str, str] = {}
     if folder == folder.study:
         _arrange(folder, tracker)
@@ -137,13 +169,13 @@ def _arrange(study: Folder, tracker: Tracker) -> None:
     tracker.arrange(spec["study"], page, question=spec["question"])
 
 
-def _describe(folder: Folder, tracker: Tracker) -> Description:
+def _describe(folder: Folder, tracker: Tracker, guard: Guard | None) -> Description:
     study = folder.study
     if folder == study:
         return describe_study(folder.spec())
     parent = study.shipped(tracker.uri).run
     if not parent:
-        _ship(study, tracker)
+        _ship(study, tracker, guard)
         parent = study.shipped(tracker.uri).run
         assert parent, f"{study.spool}: append a start record before any run of the study is shipped"
     return describe_run(folder.spec(), study=study.spec(), parent=parent)
@@ -207,26 +239,34 @@ class SyncReport:
     running: int  # that a living process still writes
     ended: tuple[Folder, ...]  # whose process was gone, so that they were ended as KILLED
     left: dict[Path, str]  # not in the store -> why
+    gone: dict[Path, str] = field(default_factory=dict)  # studies that another machine has taken over -> which
 
 
-def sync(project: str | Path, *, tracker: Tracker) -> SyncReport:
-    """Ship everything the project remembers, and end what died without a word."""
-    shipped, running, ended, left = 0, 0, [], {}
+def sync(project: str | Path, *, tracker: Tracker, guard: Guard | None = None) -> SyncReport:
+    """Ship everything the project remembers, and end what died without a word; of a shared study only if the
+    `guard` lets us."""
+    shipped, running, ended, left, gone = 0, 0, [], {}, {}
     down = ""
     for folder in remembered(Path(project).resolve()):
-        if _end_if_dead(folder):
-            ended.append(folder)
         try:
+            if guard:
+                guard.secure(folder)
+            if _end_if_dead(folder):
+                ended.append(folder)
             if down:
                 raise TrackingDown(down)
-            complete = ship(folder, tracker=tracker)
+            complete = ship(folder, tracker=tracker, guard=guard)
+        except StudyBusy:
+            running += 1
+        except StudyLost as error:
+            gone[folder.study.path] = str(error)
         except TrackingDown as error:  # would be down for the next ones, too
             left[folder.path] = down = str(error)
         except TrackingRefused as error:
             left[folder.path] = str(error)
         else:
             shipped, running = shipped + complete, running + (not complete)
-    return SyncReport(shipped, running, tuple(ended), left)
+    return SyncReport(shipped, running, tuple(ended), left, gone)
 
 
 def _end_if_dead(folder: Folder) -> bool:

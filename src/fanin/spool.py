@@ -53,8 +53,7 @@ class Spool:
             raise SpoolBusy(f"{self.path}: still written by {_owner(read(self.path)[0])}") from None
         records, whole = read(self.path)
         self._cut_tail(whole)
-        self._attempts = sum(record["kind"] == "start" for record in records)
-        self._known = {_identity(record["kind"], record) for record in records}
+        self._count(records)
 
     def append(self, kind: str, **fields: object) -> bool:
         """Add a record, stamped with the time. False (nothing written) for a point already there.
@@ -79,6 +78,12 @@ class Spool:
             self._write(lines)
             self.sync()
 
+    def rewrite(self, lines: bytes) -> None:
+        """Have these whole records, from another machine, in the place of all there are."""
+        os.ftruncate(self._file, 0)
+        self.add(lines)
+        self._count(read(self.path)[0])
+
     def sync(self) -> None:
         """Put what was appended on the disk: it then outlives a power failure, too."""
         os.fsync(self._file)
@@ -93,6 +98,10 @@ class Spool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _count(self, records: list[Record]) -> None:
+        self._attempts = sum(record["kind"] == "start" for record in records)
+        self._known = {_identity(record["kind"], record) for record in records}
 
     def _cut_tail(self, whole: int) -> None:
         torn = os.fstat(self._file).st_size - whole

@@ -2,18 +2,9 @@
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
 from fanin.errors import unknown
-
-
-class NoActivation(nn.Module):
-    """phi(z) = z: a network of linear layers, whose learning is nonlinear all the same (Saxe et al. 2013). Not
-    torch's Identity, which stands where a norm is left out: statistics tell the two apart."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
 
 # None works in place: statistics read a layer's output after its activation has run.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -26,7 +17,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "selu": nn.SELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
-    "linear": NoActivation,
 }
 
 

@@ -79,8 +79,8 @@ class SearchPlan:
         return self._queue.take()
 
     def report(self, job: Job, record: Mapping[str, Any]) -> str | None:
-        if job.replicate > 0 or record["epoch"] == 0 or job.trial is None:
-            return None
+        if job.replicate > 0 or record["epoch"] == 0 or job.trial not in self._trials:
+            return None  # a trial that has ended is done again when its run was lost with another machine
         metric = self.study.objective.metric
         value = record["metrics"].get(metric)
         if value is None or not self.search.report(job.trial, record["epoch"], value):

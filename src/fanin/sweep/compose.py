@@ -9,7 +9,7 @@ what Hydra itself does with them. Combinations of choices are assembled from com
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -33,10 +33,12 @@ LISTS = ("regularization",)  # groups of which several choices hold at once
 @dataclass(frozen=True)
 class Composition:
     """One composed configuration, resolved to plain Python: `config` without hydra's node, and the `choices`
-    made for each group (`{"initializer": "he_normal", ...}`)."""
+    made for each group (`{"initializer": "he_normal", ...}`). `state` is tracking.state, which no configuration
+    keeps: it may have a password, and configurations go to disk, to workers and to MLflow."""
 
     config: dict[str, Any]
     choices: dict[str, str]
+    state: str | None = field(default=None, repr=False)
 
 
 class Composer:
@@ -71,7 +73,8 @@ class Composer:
         if self.own:
             check_keys(resolved, default=self._default, added=[o.key_or_group for o in parsed if o.is_add()])
             choices = _named(choices, resolved)
-        return Composition(config=resolved, choices=choices)
+        state = _take_out(resolved.get("tracking"), "state") if self.own else None
+        return Composition(config=resolved, choices=choices, state=state)
 
     def is_group(self, key: str) -> bool:
         if key not in self._groups:
@@ -186,6 +189,14 @@ def _named(choices: dict[str, str], config: dict[str, Any]) -> dict[str, str]:
     if not isinstance(applied, dict):
         return choices
     return {**choices, "regularization": "+".join(sorted(applied)) or "none"}
+
+
+def _take_out(config: Any, key: str) -> Any:
+    """The value at a key, which is null from now on; null if there is no such key."""
+    if not isinstance(config, dict) or key not in config:
+        return None
+    value, config[key] = config[key], None
+    return value
 
 
 def _plain(config: DictConfig, *, resolve: bool = False, complete: bool = False) -> dict[str, Any]:

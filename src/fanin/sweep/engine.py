@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,20 @@ import yaml
 
 from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit, versions
+from fanin.shared.keeper import Keeper
 from fanin.sweep import preflight
 from fanin.sweep.checks import SHOWN, call, check, check_ground, check_tracking, corners, fetch, grid_of
 from fanin.sweep.claims import as_tag, expect, settle
 from fanin.sweep.devices import crew, open_pool, size_pool
 from fanin.sweep.display import Display
-from fanin.sweep.folder import Outcome, StudyFolder, archive, stamp
+from fanin.sweep.folder import Outcome, StudyFolder, stamp
 from fanin.sweep.grid import GridPlan
 from fanin.sweep.plan import Job, SinglePlan, plan_job, value_of
 from fanin.sweep.pool import Pool
 from fanin.sweep.predecessor import find_predecessor, queue_best
 from fanin.sweep.preview import show_plan, show_run
 from fanin.sweep.schedule import INTERRUPTED, Coordinator, Tally
+from fanin.sweep.sharing import open_state
 from fanin.sweep.study import Study, Variant
 from fanin.tracking import CREDENTIALS
 
@@ -158,11 +160,12 @@ def _run(
     flown: preflight.Flown | None = None,
 ) -> int:
     path = project / MEMORY / study.name
-    aside = archive(path) if options.new else None
-    if aside:
-        print(f"  the runs so far are put aside as {aside.name}")
-    folder = StudyFolder(path)
-    try:
+    with ExitStack() as last:
+        state = last.enter_context(open_state(study, path))
+        if aside := state.settle(new=options.new):
+            print(f"  the runs so far are put aside as {aside.name}")
+        folder = last.enter_context(closing(StudyFolder(path)))
+        state.fetch(folder)
         points = None if variants is None else {variant.key for variant in variants}
         folder.admit(study.identity(), extend=options.extend, flags=study.flags, points=points)
         folder.bury()
@@ -170,14 +173,18 @@ def _run(
         plan = make_plan(study, variants, folder, extend=options.extend, source=source)
         if plan.known and not study.own:
             print(f"  {plan.known} jobs were done before ({study.flags[1]} does them again)")
+        search = getattr(plan, "search", None) or getattr(plan, "judge", None)
         declare(study, folder, project, command=options.command)
-        with shipping(study, project) as shipper:
+        with state.kept(search) as keeper, shipping(study, project, guard=keeper) as shipper:
             folder.spool.append("start")
             for left in (folder.folder, Folder(aside) if aside else None):
                 if left:
                     shipper.catch_up(left)
             epochs = folder.epochs() if study.budget.epochs else 0
-            tally = coordinate(study, plan, pool, shipper, epochs=epochs)
+            tally = coordinate(study, plan, pool, shipper, epochs=epochs, keeper=keeper)
+            if keeper and keeper.lost:  # what is in the folder now is another one's past
+                print(f"fanin: stopped: {keeper.lost}", file=sys.stderr)
+                return FAILED
             for name, why in getattr(plan, "refused", {}).items():
                 tally.failed, tally.failures[name] = tally.failed + 1, why
             if tally.ended == INTERRUPTED:  # MLflow hears of it while the answer is put together
@@ -197,8 +204,6 @@ def _run(
                 best.write_text(yaml.safe_dump(as_data(study, answer.best), sort_keys=False))
             flush(shipper, tally)
         return exit_code(tally)
-    finally:
-        folder.close()
 
 
 def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -> None:
@@ -258,7 +263,14 @@ def make_plan(
 
 
 def coordinate(
-    study: Study, plan: Any, pool: Pool, shipper: Any, *, epochs: int = 0, every_epoch: bool = False
+    study: Study,
+    plan: Any,
+    pool: Pool,
+    shipper: Any,
+    *,
+    epochs: int = 0,
+    every_epoch: bool = False,
+    keeper: Keeper | None = None,
 ) -> Tally:
     objective = study.objective
     hardware = study.base.config["hardware"] if study.own else NO_LIMITS
@@ -277,6 +289,7 @@ def coordinate(
         patience=hardware["patience"],
         checkpoint=hardware["checkpoint"],
         epochs=epochs,
+        lost=lambda: keeper.lost if keeper else "",
     )
     display.start(total=plan.total, done=plan.known)
     try:
@@ -305,8 +318,9 @@ def exit_code(tally: Tally) -> int:
 
 
 @contextmanager
-def shipping(study: Study, project: Path) -> Iterator[Any]:
-    """A thread that ships to the tracking store the configuration names, or nothing with tracking=none."""
+def shipping(study: Study, project: Path, *, guard: Keeper | None = None) -> Iterator[Any]:
+    """A thread that ships to the tracking store the configuration names, or nothing with tracking=none; what
+    is shipped, the `guard` has seen."""
     tracking = study.base.config["tracking"] if study.own else {"uri": "none"}
     if tracking["uri"] == "none":
         yield Unshipped()
@@ -314,7 +328,8 @@ def shipping(study: Study, project: Path) -> Iterator[Any]:
     from fanin.shipper import Shipper
     from fanin.tracking import Tracker
 
-    shipper = Shipper(Tracker(project=project, uri=tracking["uri"], artifacts=tracking["artifacts"]))
+    tracker = Tracker(project=project, uri=tracking["uri"], artifacts=tracking["artifacts"])
+    shipper = Shipper(tracker, guard=guard)
     try:
         yield shipper
     finally:

@@ -51,6 +51,15 @@ class Journal(JournalFileBackend):
         finally:
             os.close(descriptor)
 
+    @property
+    def undecided(self) -> int | None:
+        """The trial whose report is the last record: a coordinator may have died before it wrote what it made of it."""
+        lines = self.path.read_bytes().splitlines(keepends=True)[-1:] if self.path.exists() else []
+        record = _record(lines[0]) if lines else None
+        if record is None or record["op_code"] != JournalOperation.SET_TRIAL_INTERMEDIATE_VALUE:
+            return None
+        return int(record["trial_id"])
+
     def sync(self) -> None:
         """Put what was appended on the disk."""
         descriptor = os.open(self.path, os.O_WRONLY)

@@ -47,7 +47,7 @@ class Ships(Protocol):
 class Tally:
     """What happened: how the sweep ended, and counts of this session's runs."""
 
-    ended: str = "done"  # done | budget: ... | interrupted
+    ended: str = "done"  # done | budget: ... | interrupted | who has taken the study over
     finished: int = 0
     failed: int = 0
     pruned: int = 0
@@ -58,7 +58,8 @@ class Tally:
 
 class Coordinator:
     """Runs a plan on a pool of workers. `describe(result) -> (verdict, value)` puts an outcome in words;
-    `metric` is what runs are judged by; `epochs` is how many of them earlier sessions recorded."""
+    `metric` is what runs are judged by; `epochs` is how many of them earlier sessions recorded; `lost()` says
+    who has taken the study over, and nothing while nobody has."""
 
     def __init__(
         self,
@@ -74,12 +75,13 @@ class Coordinator:
         patience: float,
         checkpoint: float,
         epochs: int = 0,
+        lost: Callable[[], str] = str,
     ) -> None:
         self.plan, self.pool, self.shipper, self.display = plan, pool, shipper, display
         self.budget, self.describe, self.sign = budget, describe, sign
         self.patience, self.checkpoint = patience, checkpoint
         self.watched = sorted({metric, *SHOWN})
-        self.epochs = epochs
+        self.epochs, self.lost = epochs, lost
         self.tally = Tally()
         self._signals = 0
         self._began = time.monotonic()
@@ -229,6 +231,8 @@ class Coordinator:
             self.display.tracking(self.shipper.status)
         if self.budget.seconds is not None and now - self._began > self.budget.seconds and not self._stopping:
             self._stop("budget: time is up", finish=False)
+        if not self._stopping and (why := self.lost()):
+            self._stop(why, finish=False)
         for worker in self.pool.busy():
             if now - worker.heard > self.patience:
                 worker.kill(f"hung (no record for {self.patience:g} s)")

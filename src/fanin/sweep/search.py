@@ -79,6 +79,8 @@ class Search:
         self._storage = self.study._storage
         self._study_id = self._storage.get_study_id_from_name(name)
         self._known: dict[frozenset[tuple[str, str]], int] = {}
+        if (trial_id := self._journal.undecided) is not None:
+            self._judge(trial_id)
         self._left = self._reopen()
         self.asked = len(self.trials)  # how many trials were handed out: what a budget of trials counts
         # Repeats since then: an `ask` that was killed goes on where it was.
@@ -208,9 +210,14 @@ class Search:
         assert not frozen.state.is_finished(), f"trial {number} has ended"
         if step not in frozen.intermediate_values:
             self._storage.set_trial_intermediate_value(trial_id, int(step), float(value))
-            if self._hopeless(self._storage.get_trial(trial_id)):
-                self._storage.set_trial_user_attr(trial_id, PRUNE, int(step))
+            self._judge(trial_id)
         return self._storage.get_trial(trial_id).user_attrs.get(PRUNE, step + 1) <= step
+
+    def _judge(self, trial_id: int) -> None:
+        """Write down whether its last report is its end."""
+        frozen = self._storage.get_trial(trial_id)
+        if not frozen.state.is_finished() and self._hopeless(frozen):
+            self._storage.set_trial_user_attr(trial_id, PRUNE, max(frozen.intermediate_values))
 
     def _hopeless(self, frozen: FrozenTrial) -> bool:
         if self._by_replicates and not all(map(math.isfinite, frozen.intermediate_values.values())):

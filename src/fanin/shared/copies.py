@@ -1,0 +1,172 @@
+"""Files of a study's folder in pieces of a table: appended to as the files grow, and fetched where they are missing.
+
+Spools and journals are append-only, but for what repairing cuts off their ends. Of the copies and the file here, the
+copy wins unless the file begins with all of it: then the file has more, and only that is sent.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fanin.spool import Spool
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+STUDY, JOURNAL, SPOOL = "study.json", "journal.log", "spool.jsonl"
+SPEC, SHIPPED = "run.json", "shipped.json"
+GROWING = (JOURNAL, SPOOL)  # the others are written anew as a whole
+AT_ONCE = 50  # runs fetched by one query
+THERE = """
+select file, sum(length(data)), md5(string_agg(data, ''::bytea order by start)) from fanin_piece
+where study = %s group by file
+"""
+GET = "select file, data from fanin_piece where study = %s and file = any(%s) order by file, start"
+# A piece that came through, but whose reply was lost, is sent again, maybe longer.
+PUT = """
+insert into fanin_piece (study, file, start, data) values (%s, %s, %s, %s)
+on conflict (study, file, start) do update set data = excluded.data
+"""
+DROP = "delete from fanin_piece where study = %s and file = %s"
+
+
+@dataclass(frozen=True)
+class Copy:
+    length: int  # bytes
+    digest: str  # MD5
+
+
+def listed(connection: "Connection", study: str) -> dict[str, Copy]:
+    """The copies that there are, by file."""
+    return {file: Copy(int(length), digest) for file, length, digest in connection.execute(THERE, [study])}
+
+
+def begins_with(path: Path, copy: Copy) -> bool:
+    """Whether the file begins with all that its copy has."""
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(copy.length)
+    except FileNotFoundError:
+        return False
+    return len(beginning) == copy.length and hashlib.md5(beginning, usedforsecurity=False).hexdigest() == copy.digest
+
+
+def fetch(connection: "Connection", study: str, there: Mapping[str, Copy], *, folder: Path, spool: Spool) -> int:
+    """Bring the folder up to its copies; `spool` is the study's own, open. Returns how many runs came."""
+    wrong = [file for file, copy in there.items() if _differs(folder / file, copy)]
+    keys = sorted({Path(file).parts[1] for file in wrong if file.startswith("runs/") and file.endswith(SPOOL)})
+    for i in range(0, len(keys), AT_ONCE):
+        some = keys[i : i + AT_ONCE]
+        found = _read(connection, study, [f"runs/{key}/{name}" for key in some for name in (SPEC, SHIPPED, SPOOL)])
+        for key in some:
+            _place(folder, key, found)
+    for file, content in _read(connection, study, [file for file in wrong if "/" not in file]).items():
+        if file == SPOOL:
+            spool.rewrite(content)
+        else:
+            _write(folder / file, content)
+    return len(keys)
+
+
+def _differs(path: Path, copy: Copy) -> bool:
+    if path.name == SHIPPED and path.exists():
+        return False  # what is believed to be missing in MLflow is sent again, and does no harm
+    return not begins_with(path, copy) or (path.name not in GROWING and path.stat().st_size != copy.length)
+
+
+def _read(connection: "Connection", study: str, files: list[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for file, data in connection.execute(GET, [study, files]) if files else ():
+        found[file] = found.get(file, b"") + data
+    return found
+
+
+def _place(folder: Path, key: str, found: Mapping[str, bytes]) -> None:
+    """The run's folder anew: a checkpoint or artifacts that are there are of another attempt."""
+    draft, target = folder / "fetched", folder / "runs" / key
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    for name in (SPEC, SHIPPED, SPOOL):
+        if (content := found.get(f"runs/{key}/{name}")) is not None:
+            (draft / name).write_bytes(content)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(draft, target)
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+@dataclass
+class Sender:
+    """Knows how much of each file the copies have."""
+
+    study: str
+    folder: Path
+    there: Mapping[str, Copy]  # when it was made
+    _sent: dict[str, Any] = field(default_factory=dict)  # file -> bytes, or the content of one that is replaced
+
+    def send(self, connection: "Connection", files: Iterable[str]) -> dict[str, Any]:
+        """Write what is new of these files, in the caller's transaction; what to `note` when it is committed."""
+        done: dict[str, Any] = {}
+        for file in files:
+            if Path(file).name in GROWING:
+                done |= self._append(connection, file)
+            else:
+                done |= self._replace(connection, file)
+        return done
+
+    def note(self, done: Mapping[str, Any]) -> None:
+        self._sent |= done
+
+    def grown(self) -> list[str]:
+        """The runs' spools of which something was not sent yet; reads sizes only."""
+        return [
+            name
+            for path in sorted(self.folder.glob(f"runs/*/{SPOOL}"))
+            if path.stat().st_size != self._length(name := path.relative_to(self.folder).as_posix())
+        ]
+
+    def _length(self, file: str) -> int:
+        copy = self.there.get(file)
+        return int(self._sent.get(file, copy.length if copy else 0))
+
+    def _append(self, connection: "Connection", file: str) -> dict[str, int]:
+        start = self._sent.get(file)
+        if start is None:
+            copy = self.there.get(file)
+            start = copy.length if copy and begins_with(self.folder / file, copy) else 0
+            if copy and not start:  # its end was cut off here, or all of it written anew
+                connection.execute(DROP, [self.study, file])
+        data = _whole_lines(self.folder / file, start)
+        if data:
+            connection.execute(PUT, [self.study, file, start, data])
+        return {file: start + len(data)}
+
+    def _replace(self, connection: "Connection", file: str) -> dict[str, bytes]:
+        try:
+            content = (self.folder / file).read_bytes()
+        except FileNotFoundError:
+            return {}
+        if self._sent.get(file) != content:
+            connection.execute(DROP, [self.study, file])
+            connection.execute(PUT, [self.study, file, 0, content])
+        return {file: content}
+
+
+def _whole_lines(path: Path, start: int) -> bytes:
+    """What the file has from `start` on, up to the last line that is whole."""
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
+    except FileNotFoundError:
+        return b""
+    return data[: data.rfind(b"\n") + 1]

@@ -1,0 +1,127 @@
+"""One study's folder and its copy in PostgreSQL, over a session that holds the study. For several threads."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fanin.folders import Folder, read_json, write_json
+from fanin.shared import hold
+from fanin.shared.connection import connect, place_of, translated
+from fanin.shared.copies import JOURNAL, SHIPPED, SPEC, SPOOL, STUDY, Sender, fetch, listed
+from fanin.shared.tables import check, prepare
+from fanin.spool import Spool
+from fanin.tracking import TrackingDown, TrackingRefused
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+MARK = "shared.json"  # in a study's folder: it is shared, where, and under which generation we had it last
+BATCH = 50  # runs sent in one transaction
+
+
+class Exchange:
+    """Opened by `take`, for a sweep, or by `reopen`, for what an ended one has left. Every method raises
+    TrackingRefused (StudyLost, if the study went to somebody else) or TrackingDown; the next call connects again."""
+
+    def __init__(self, address: str, path: Path) -> None:
+        self.path, self.study = path, path.name
+        self.place = place_of(address)
+        self.generation = 0
+        self.address = address
+        self._connection: Connection | None = None
+        self._sender: Sender | None = None
+        self._using = threading.Lock()
+
+    def take(self) -> None:
+        """Take hold of the study. Raises ConfigError, naming the owner, if one lives."""
+        self._connection = connect(self.address)
+        try:
+            with translated(self.place):
+                prepare(self._connection, place=self.place)
+                self.generation = hold.take(self._connection, self.study)
+        except Exception:
+            self._hang_up()
+            raise
+
+    def reopen(self, generation: int) -> None:
+        """Hold the study on, if nobody took it over since it was ours. Raises StudyLost if somebody did."""
+        self.generation = generation
+        with self._session() as connection:
+            check(connection, place=self.place)
+
+    def put_aside(self, aside: str) -> None:
+        """Keep what there is of the study under another name: it is begun anew."""
+        with self._session() as connection:
+            self.generation = hold.put_aside(connection, self.study, self.generation, aside=aside)
+
+    def identity(self) -> bytes:
+        """The content of study.json as others see it; empty if there is none yet."""
+        query = "select data from fanin_piece where study = %s and file = %s"
+        with self._session() as connection:
+            row = connection.execute(query, [self.study, STUDY]).fetchone()
+        return bytes(row[0]) if row else b""
+
+    def fetch(self, spool: Spool) -> int:
+        """Bring the folder, whose own `spool` is open, up to the copy; returns how many runs came."""
+        with self._session() as connection:
+            there = listed(connection, self.study)
+            count = fetch(connection, self.study, there, folder=self.path, spool=spool)
+            self._sender = Sender(self.study, self.path, there)
+        write_json(self.path / MARK, {"place": self.place, "generation": self.generation})
+        return count
+
+    def send(self, folders: Iterable[Folder] = ()) -> None:
+        """Copy what is new of these runs and of the study, at once or not at all."""
+        runs = [folder for folder in folders if folder != folder.study]
+        for i in range(0, max(1, len(runs)), BATCH):
+            names = [run.path.relative_to(self.path).as_posix() for run in runs[i : i + BATCH]]
+            files = [f"{name}/{file}" for name in names for file in (SPEC, SPOOL, SHIPPED)]
+            with self._session() as connection:
+                sender = self._sender = self._sender or Sender(self.study, self.path, listed(connection, self.study))
+                with connection.transaction():
+                    hold.fence(connection, self.study, self.generation)
+                    done = sender.send(connection, [STUDY, SPOOL, *files, JOURNAL])  # the journal last
+                sender.note(done)
+
+    def unsent(self) -> list[Folder]:
+        """The runs of which the copy has not everything."""
+        assert self._sender
+        return [Folder((self.path / file).parent) for file in self._sender.grown()]
+
+    def fence(self, study: str, generation: int) -> None:
+        """Raises StudyLost if a study (one that was put aside, say) is not under this generation any more."""
+        with self._session() as connection:
+            hold.fence(connection, study, generation)
+
+    def close(self) -> None:
+        """Give the study up. A thread that hangs on the server is not waited for: its session ends with the process."""
+        if self._using.acquire(timeout=1):
+            self._hang_up()
+            self._using.release()
+
+    @contextmanager
+    def _session(self) -> Iterator["Connection"]:
+        """The session that holds the study, made again if it was lost."""
+        import psycopg
+
+        with self._using, translated(self.place):
+            try:
+                if self._connection is None:
+                    self._connection = connect(self.address)
+                    hold.retake(self._connection, self.study, self.generation)
+                yield self._connection
+            except (psycopg.Error, TrackingDown, TrackingRefused):
+                self._hang_up()
+                raise
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+def mark_of(study: Path) -> dict | None:
+    """What is known here of a study folder's copy: place and generation. None if it is not shared."""
+    return read_json(study / MARK)

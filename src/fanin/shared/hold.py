@@ -1,0 +1,93 @@
+"""Who owns a study: one coordinator, on whatever machine.
+
+It holds an advisory lock of its database session, which PostgreSQL drops when the session ends, however it ends.
+A lock alone is not enough: a machine that is cut off does not know that it lost it. So each taking of hold also
+counts the study's generation up, and each write (`fence`) is made under the generation of its own hold: after
+another one took over, the row is not there any more.
+"""
+
+import getpass
+import os
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+from fanin.errors import ConfigError
+from fanin.shipping import StudyBusy, StudyLost
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+WAIT = 1.0  # s for a session to end whose process has just ended
+LOCK = "select pg_try_advisory_lock(hashtextextended('fanin study ' || %s, 0))"
+WHO = "select generation, holder, to_char(since, 'YYYY-MM-DD HH24:MI TZ') from fanin_study where study = %s"
+TAKE = """
+insert into fanin_study (study, generation, holder) values (%s, 1, %s) on conflict (study) do update
+set generation = fanin_study.generation + 1, holder = excluded.holder, since = now() returning generation
+"""
+FENCE = "select from fanin_study where study = %s and generation = %s for share"
+# What is put aside keeps the generation of the hold before ours, so that its holder may still add what it has.
+ASIDE = "update fanin_study set study = %s, generation = generation - 1 where study = %s and generation = %s"
+ANEW = "insert into fanin_study (study, generation, holder) values (%s, %s, %s)"
+
+
+def take(connection: "Connection", study: str) -> int:
+    """Own the study from now on; returns the generation. Raises ConfigError, naming the owner, if one lives."""
+    deadline = time.monotonic() + WAIT
+    while not _locked(connection, study):
+        if time.monotonic() > deadline:
+            raise ConfigError(f"study {study!r} is in use by {who(connection, study)}; wait for it, or stop it there")
+        time.sleep(0.1)
+    return int(_row(connection, TAKE, study, myself())[0])
+
+
+def retake(connection: "Connection", study: str, generation: int) -> None:
+    """Own the study again after a session was lost. Raises StudyLost if it went to somebody else meanwhile, StudyBusy
+    while the other session lives."""
+    locked = _locked(connection, study)
+    found = connection.execute(WHO, [study]).fetchone()
+    if not found or found[0] != generation:
+        raise StudyLost(f"study {study!r} was taken over by {_told(found)}")
+    if not locked:
+        raise StudyBusy(f"study {study!r}: the former connection still holds it, of {_told(found)}")
+
+
+def fence(connection: "Connection", study: str, generation: int) -> None:
+    """To be called in the transaction of every write. Raises StudyLost unless the hold is still ours."""
+    if connection.execute(FENCE, [study, generation]).fetchone() is None:
+        raise StudyLost(f"study {study!r} was taken over by {who(connection, study)}")
+
+
+def put_aside(connection: "Connection", study: str, generation: int, *, aside: str) -> int:
+    """Rename what there is of the study, and own the name anew; returns the new generation."""
+    with connection.transaction():
+        fence(connection, study, generation)
+        connection.execute(ASIDE, [aside, study, generation])
+        connection.execute(ANEW, [study, generation + 1, myself()])
+    return generation + 1
+
+
+def who(connection: "Connection", study: str) -> str:
+    return _told(connection.execute(WHO, [study]).fetchone())
+
+
+def _told(found: Any) -> str:
+    return f"{found[1]}, since {found[2]}" if found else "somebody who renamed it"
+
+
+def myself() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()} (process {os.getpid()})"
+
+
+def _locked(connection: "Connection", study: str) -> bool:
+    return bool(_row(connection, LOCK, study)[0])
+
+
+def _row(connection: "Connection", query: str, *values: object) -> Any:
+    row = connection.execute(query.encode(), values).fetchone()
+    assert row is not None
+    return row

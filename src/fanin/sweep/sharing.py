@@ -1,0 +1,127 @@
+"""A sweep's study in PostgreSQL (tracking.state; fanin.shared says what of it, and why it is safe): taken hold of
+and fetched before the first run, kept up to date until the last."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fanin.errors import ConfigError, require
+from fanin.shared.connection import KEY
+from fanin.shared.copies import STUDY
+from fanin.shared.exchange import MARK, Exchange, mark_of
+from fanin.shared.keeper import Keeper
+from fanin.sweep.folder import StudyFolder, archive, stamp
+from fanin.sweep.study import Study
+from fanin.tracking import TrackingDown, TrackingRefused
+
+LAST = 2.0  # s that the end of a sweep waits for what is still to be copied; `fanin sync` copies the rest
+
+
+@contextmanager
+def open_state(study: Study, path: Path) -> Iterator["Local | Shared"]:
+    """Where the state of the study in the folder `path` is kept. Raises ConfigError, before anything is changed, if
+    another coordinator has it or it cannot be had."""
+    address = study.base.state if study.own else None
+    if address is None:
+        yield Local(path)
+        return
+    tracked = study.base.config["tracking"]["uri"] != "none"
+    require(tracked, KEY, "is shared beside MLflow's runs: choose tracking=server", "tracking.uri=none")
+    exchange = Exchange(address, path)
+    with understood():
+        exchange.take()
+    try:
+        yield Shared(exchange)
+    finally:
+        exchange.close()
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """Before the first run, what PostgreSQL refuses or cannot do is bad input."""
+    try:
+        yield
+    except TrackingRefused as error:
+        raise ConfigError(str(error)) from error
+    except TrackingDown as error:
+        way = "without it nobody knows what is done; start it, or unset FANIN_STATE_URI to keep studies here only"
+        raise ConfigError(f"{error}; {way}") from error
+
+
+class Local:
+    """The state is in the project's folder only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def settle(self, *, new: bool) -> Path | None:
+        """Put aside what is to be begun anew; returns where it lies."""
+        mark = mark_of(self.path)
+        if mark and not new:
+            raise ConfigError(
+                f"{KEY}: the state of {self.path.name!r} is kept in PostgreSQL at {mark['place']}: set "
+                f"FANIN_STATE_URI and tracking=server; to go on without it, remove {self.path / MARK}"
+            )
+        return archive(self.path) if new else None
+
+    def fetch(self, folder: StudyFolder) -> None:
+        """All there is, is here."""
+
+    @contextmanager
+    def kept(self, search: Any) -> Iterator[None]:
+        yield None
+
+
+class Shared:
+    """The state is in PostgreSQL, and this coordinator holds it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange, self.path = exchange, exchange.path
+
+    def settle(self, *, new: bool) -> Path | None:
+        """As above, there and here. A folder of an earlier study of this name is put aside, too; one that was never
+        shared, with another study in it, is refused."""
+        with understood():
+            there = self.exchange.identity()
+            if new:
+                aside = archive(self.path)
+                if there:
+                    self.exchange.put_aside(aside.name if aside else f"{self.path.name}.until-{stamp()}")
+                return aside
+        here = self.path / STUDY
+        if there and here.exists() and _born(here.read_bytes()) != _born(there):
+            if mark_of(self.path) is None:
+                name = self.path.name
+                raise ConfigError(
+                    f"two studies are called {name!r}: one in {self.path}, and one in PostgreSQL, begun "
+                    f"{_born(there)}; move the folder away to go on with that one, or study.name=... names yours anew"
+                )
+            return archive(self.path)
+        return None
+
+    def fetch(self, folder: StudyFolder) -> None:
+        with understood():
+            count = self.exchange.fetch(folder.spool)
+        if count:
+            print(f"  {count} run{'s' * (count != 1)} of other machines fetched from PostgreSQL")
+
+    @contextmanager
+    def kept(self, search: Any) -> Iterator[Keeper]:
+        """While it lasts, what is recorded here is copied there, and optuna-dashboard shows the `search`, if any."""
+        mirror: Any = None
+        if search:
+            from fanin.sweep.mirror import Mirror  # with Optuna and SQLAlchemy
+
+            mirror = Mirror(search.study, address=self.exchange.address)
+        keeper = Keeper(self.exchange, after=mirror and mirror.update)
+        try:
+            yield keeper
+        finally:
+            if keeper.close(LAST) and mirror:
+                mirror.close()
+
+
+def _born(content: bytes) -> Any:
+    return json.loads(content)["born"]

@@ -1,0 +1,673 @@
+"""A study's state in a real PostgreSQL: two project folders are two machines, which share nothing else."""
+
+import signal
+import sys
+import time
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from databases import lacking
+from native_stack import import_stack, mlflow_server, postgres, postgres_programs
+from plans import METRIC, Play, Result, make_study
+from processes import Command, children, curves, epochs_of, leaderboard, open_runs, pauses, write_study
+from recorded import free_port, make_run, new_database, train, wait_until
+from recorded import make_study as declare_study
+
+from fanin import spool
+from fanin.app import main
+from fanin.errors import ConfigError
+from fanin.folders import Folder
+from fanin.shared.exchange import Exchange
+from fanin.shared.keeper import Keeper
+from fanin.shared.late import Latecomer
+from fanin.shipping import StudyLost
+from fanin.sweep.adaptive import SearchPlan
+from fanin.sweep.compose import Composer
+from fanin.sweep.folder import StudyFolder
+from fanin.sweep.launch import project_loader
+from fanin.sweep.mirror import Mirror
+from fanin.sweep.search import Search
+from fanin.sweep.sharing import Local, Shared, open_state
+from fanin.sweep.study import Budget
+from fanin.tracking import TrackingDown, TrackingRefused
+
+pytestmark = [
+    pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there"),
+    # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
+]
+
+
+@dataclass
+class Server:
+    """The database `optuna` of docker-compose.yml."""
+
+    cluster: object
+    secrets: dict
+
+    def address(self, user="optuna", password=None, database="optuna", port=None):
+        password = password or self.secrets[f"{user.upper()}_DB_PASSWORD"]
+        return f"postgresql://{user}:{password}@127.0.0.1:{port or self.cluster.port}/{database}"
+
+    def ask(self, query):
+        return self.cluster.ask(query, database="optuna", user="optuna", password=self.secrets["OPTUNA_DB_PASSWORD"])
+
+    def cut_off(self):
+        """End every session of fanin, as a server does that hears nothing from a machine any more."""
+        ours = "usename = 'optuna' and pid <> pg_backend_pid()"
+        return self.ask(f"select pg_terminate_backend(pid) from pg_stat_activity where {ours}")
+
+    def stop(self, mode="immediate"):
+        self.cluster.call("pg_ctl", "stop", "-m", mode, "-s", "-D", f"{self.cluster.folder}/data")
+
+    def start(self):
+        places = f"-p {self.cluster.port} -k {self.cluster.folder} -h 127.0.0.1 -F"
+        data, log = f"{self.cluster.folder}/data", f"{self.cluster.folder}/log.2"
+        self.cluster.call("pg_ctl", "start", "-s", "-w", "-D", data, "-l", log, "-o", places)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    stack, folder = import_stack(), tmp_path_factory.mktemp("secrets")
+    stack.complete_env(folder / ".env")
+    secrets = stack.read_env(folder / ".env")
+    with postgres(postgres_programs(), secrets) as cluster:
+        one = Server(cluster, secrets)
+        yield one
+        one.stop()  # a test may have started it anew, and then it is not the fixture's child
+
+
+@pytest.fixture
+def clean(server):
+    """A database without studies."""
+    server.ask("drop table if exists fanin_piece, fanin_study, fanin_version")
+    return server
+
+
+# ---- the folder and its copy ----
+
+
+@contextmanager
+def held(server, project, name="initializers"):
+    """The study taken hold of and fetched, as a sweep does it: (exchange, the study's folder)."""
+    exchange = Exchange(server.address(), project / ".fanin" / name)
+    exchange.take()
+    folder = StudyFolder(exchange.path)
+    exchange.fetch(folder.spool)
+    if not (folder.path / "study.json").exists():
+        folder.admit({"space": {}, "replicates": 1, "metric": ["val/loss"]}, extend=False)
+    try:
+        yield exchange, folder
+    finally:
+        folder.close()
+        exchange.close()
+
+
+def machines(tmp_path):
+    """Project folders of two machines, the first with a study of which one run has ended and one has not."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    two.mkdir()
+    one.mkdir()
+    study = declare_study(one)
+    ended = train(make_run(study))
+    opened = train(make_run(study, replicate=1), last=1, end=None)
+    return one, two, ended, opened
+
+
+def files(study):
+    """What of a study's folder is shared: path -> content."""
+    names = ("study.json", "journal.log", "spool.jsonl", "run.json", "shipped.json")
+    paths = [path for path in study.rglob("*") if path.name in names and path != study / "run.json"]
+    return {path.relative_to(study).as_posix(): path.read_bytes() for path in paths if path != study / "shipped.json"}
+
+
+def test_another_machine_gets_every_record_and_goes_on_from_there(clean, tmp_path):
+    one, two, ended, opened = machines(tmp_path)
+    (opened.path / "checkpoint.pt").write_bytes(b"weights")
+    with held(clean, one) as (exchange, _):
+        (one / ".fanin" / "initializers" / "journal.log").write_text('{"op_code":0}\n{"op')
+        exchange.send([ended, opened])
+    shared = files(one / ".fanin" / "initializers")
+    with held(clean, two) as (exchange, folder):
+        shared["journal.log"] = b'{"op_code":0}\n'  # a record that is being written is not sent
+        assert files(folder.path) == shared
+        there = Folder(folder.run(opened.path.name))
+        assert not there.checkpoint.exists()
+        train(there, first=1, last=2)
+        exchange.send([there])
+    with held(clean, one) as (_, folder):
+        (folder.path / "journal.log").write_bytes(shared["journal.log"])
+        assert files(folder.path) == files(two / ".fanin" / "initializers")
+        digest = spool.digest(spool.read(opened.spool)[0])
+        assert digest.attempts == 2 and digest.last_epoch == 2 and digest.final
+        assert not opened.checkpoint.exists(), "it is of an attempt that was gone on with elsewhere"
+
+
+def test_what_only_one_machine_has_is_kept_there_and_shared_when_it_sweeps_again(clean, tmp_path):
+    one, two, ended, opened = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        exchange.send([ended])  # the machine dies before it could send the other run
+    with held(clean, two) as (exchange, folder):
+        assert [path.name for path in folder.path.glob("runs/*")] == [ended.path.name]
+    with held(clean, one) as (exchange, _):
+        with _keeper(exchange) as keeper:
+            keeper.secure(opened)
+    with held(clean, two) as (_, folder):
+        assert files(folder.path) == files(one / ".fanin" / "initializers")
+
+
+@contextmanager
+def _keeper(exchange):
+    keeper = Keeper(exchange)
+    try:
+        yield keeper
+    finally:
+        keeper.close(10)
+
+
+def test_a_file_whose_end_was_cut_off_or_written_anew_is_copied_as_it_is_now(clean, tmp_path):
+    one, two, *_ = machines(tmp_path)
+    journal = one / ".fanin" / "initializers" / "journal.log"
+    lines = [f'{{"op_code":{i}}}\n' for i in range(6)]
+    for kept, added in [(6, ""), (6, "more\n"), (3, "other\n"), (0, "anew\n"), (0, "")]:
+        journal.write_text("".join(lines))
+        with held(clean, one) as (exchange, _):
+            exchange.send()
+        with held(clean, one) as (exchange, _):
+            journal.write_text("".join(lines[:kept]) + added)  # as repairing does, after the study was fetched
+            exchange.send()
+        with held(clean, two) as (_, folder):
+            copy = folder.path / "journal.log"
+            assert (copy.read_text() if copy.exists() else "") == journal.read_text()
+            copy.unlink(missing_ok=True)
+
+
+def test_a_study_in_use_is_refused_with_its_owner_and_free_as_soon_as_that_one_is_gone(clean, tmp_path):
+    one, two, *_ = machines(tmp_path)
+    with held(clean, one):
+        with pytest.raises(ConfigError, match=r"'initializers' is in use by .+@.+ \(process \d+\), since 20"):
+            Exchange(clean.address(), two / ".fanin" / "initializers").take()
+        with held(clean, two, "another"):
+            pass
+    with held(clean, two) as (exchange, _):
+        assert exchange.generation == 2
+
+
+def test_a_broken_session_is_made_again_and_is_the_same_hold(clean, tmp_path):
+    one, two, ended, _ = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        assert clean.cut_off()
+        with pytest.raises(TrackingDown):
+            exchange.send([ended])
+        exchange.send([ended])
+        with pytest.raises(ConfigError, match="is in use"):
+            Exchange(clean.address(), two / ".fanin" / "initializers").take()
+    assert clean.ask("select generation from fanin_study") == ["1"]
+
+
+def test_a_machine_that_was_cut_off_writes_nothing_over_what_the_next_owner_has(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr("fanin.shared.keeper.BEAT", 0.1)
+    one, two, ended, opened = machines(tmp_path)
+    with held(clean, one) as (first, _):
+        first.send([ended])
+        clean.cut_off()
+        with held(clean, two) as (second, folder):
+            second.send()
+            before = clean.ask("select file, md5(data) from fanin_piece order by file, start")
+            with _keeper(first) as keeper:
+                wait_until(lambda: keeper.lost)
+                assert "'initializers' was taken over by" in keeper.lost
+                with pytest.raises(StudyLost):
+                    keeper.secure(opened)
+            assert clean.ask("select file, md5(data) from fanin_piece order by file, start") == before
+            assert clean.ask("select generation from fanin_study") == ["2"]
+
+
+def test_each_write_asks_for_the_number_of_its_hold_even_on_a_session_that_lives(clean, tmp_path):
+    one, _, ended, opened = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        exchange.send([ended])
+        clean.ask("update fanin_study set generation = 7, holder = 'ada@elsewhere'")
+        with pytest.raises(StudyLost, match="ada@elsewhere"):
+            exchange.send([opened])
+        assert clean.ask(f"select count(*) from fanin_piece where file like '%{opened.path.name}%'") == ["0"]
+
+
+def test_while_postgres_is_down_noting_costs_nothing_and_all_is_sent_when_it_is_back(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr("fanin.shared.keeper.BEAT", 0.1)
+    one, two, ended, opened = machines(tmp_path)
+    with held(clean, one) as (exchange, _), _keeper(exchange) as keeper:
+        clean.stop()
+        began = time.monotonic()
+        for run in (ended, opened):
+            keeper.note(run)
+        assert time.monotonic() - began < 0.2
+        with pytest.raises(TrackingDown, match=f"127.0.0.1:{clean.cluster.port}/optuna: "):
+            keeper.secure(ended)
+        clean.start()
+        wait_until(lambda: len(clean.ask("select file from fanin_piece where file like '%/spool.jsonl'")) == 2)
+    with held(clean, two) as (_, folder):
+        assert files(folder.path) == files(one / ".fanin" / "initializers")
+
+
+# ---- fanin sync ----
+
+
+def test_what_a_sweep_left_is_brought_by_sync_unless_the_study_went_on_elsewhere(clean, tmp_path):
+    one, two, ended, opened = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        exchange.send([ended])
+    with closing(Latecomer(None)) as late, pytest.raises(TrackingRefused, match="set FANIN_STATE_URI"):
+        late.secure(opened)
+    with closing(Latecomer(clean.address())) as late:
+        late.secure(opened)
+    with held(clean, two) as (_, folder):
+        assert files(folder.path) == files(one / ".fanin" / "initializers")
+    with closing(Latecomer(clean.address())) as late, pytest.raises(StudyLost, match="was taken over by"):
+        late.secure(opened)
+    with closing(Latecomer(clean.address())) as late:
+        late.secure(Folder(tmp_path / ".fanin" / "not shared"))
+
+
+# ---- a search ----
+
+
+def search_plan(folder):
+    """TPE with a pruner over three axes, as a coordinator opens it."""
+    fields = {"sampler": {"name": "tpe", "n_startup_trials": 4}, "pruner": {"name": "median", "n_startup_trials": 2}}
+    space = {"a": "interval(0.0,1.0)", "b": "interval(1,64)", "c": "x,y,z"}
+    study = make_study(space, budget=Budget(trials=14), **fields)
+    search = Search(
+        study.space,
+        sampler=study.sampler,
+        pruner=study.pruner,
+        directions=["maximize"],
+        storage=folder.path / "journal.log",
+        name="study",
+        seed=3,
+        steps=4,
+    )
+    return SearchPlan(study, search, folder, compose=study.variant)
+
+
+def quality(values, replicate):
+    last = 1 - (values["a"] - 0.3) ** 2 - {"x": 0.3, "y": 0.0, "z": 0.5}[values["c"]] + values["b"] / 640
+    return Result([last * step for step in (0.4, 0.7, 0.9, 1.0)])
+
+
+def told(search):
+    return [(t.number, t.values, t.state, t.scores, t.reports) for t in search.trials]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    with closing(StudyFolder(tmp_path_factory.mktemp("whole") / ".fanin" / "study")) as folder:
+        plan = search_plan(folder)
+        Play(quality).run(plan)
+        return told(plan.search)
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 9, 13])
+def test_a_search_that_goes_on_elsewhere_equals_an_undisturbed_one_trial_for_trial(clean, tmp_path, undisturbed, stop):
+    for i, project in enumerate([tmp_path / "one", tmp_path / "two"]):
+        with held(clean, project, "study") as (exchange, folder):
+            folder.bury()
+            plan = search_plan(folder)
+            Play(quality).run(plan, stop=stop if i == 0 else None)
+            exchange.send(exchange.unsent())
+    assert told(plan.search) == undisturbed
+    assert {trial[2] for trial in undisturbed} == {"complete", "pruned"}
+
+
+def test_a_copy_of_the_journal_that_ends_in_any_record_loses_and_repeats_no_trial(clean, tmp_path, undisturbed):
+    """As when the machine dies while a trial is drawn, reports or is told; of its runs nothing had come through."""
+    with held(clean, tmp_path / "one", "study") as (_, folder):
+        Play(quality).run(search_plan(folder))
+        journal = folder.path / "journal.log"
+        lines = journal.read_bytes().splitlines(keepends=True)
+    for cut in range(3, len(lines), 37):
+        clean.ask("delete from fanin_piece where file <> 'study.json'")
+        with held(clean, tmp_path / "one", "study") as (exchange, folder):
+            journal.write_bytes(b"".join(lines[:cut]))
+            exchange.send()
+        with held(clean, tmp_path / f"two-{cut}", "study") as (_, folder):
+            plan = search_plan(folder)
+            Play(quality).run(plan)
+            assert told(plan.search) == undisturbed, cut
+
+
+def test_optuna_shows_the_search_as_it_goes_on_and_after_it_was_begun_anew(clean, tmp_path):
+    import optuna
+
+    def shown():
+        storage = optuna.storages.RDBStorage(clean.address("reader").replace(":", "+psycopg:", 1))
+        trials = optuna.load_study(study_name="study", storage=storage).trials
+        storage.remove_session()
+        storage.engine.dispose()
+        return [(t.number, t.params, t.state, t.values, t.intermediate_values) for t in trials]
+
+    def ours(search):
+        return [(t.number, t.params, t.state, t.values, t.intermediate_values) for t in search.study.trials]
+
+    with closing(StudyFolder(tmp_path / "one" / ".fanin" / "study")) as folder:
+        plan = search_plan(folder)
+        mirror = Mirror(plan.search.study, address=clean.address())
+        Play(quality).run(plan, stop=3)
+        job = plan.next()
+        plan.report(job, {"epoch": 1, "metrics": {METRIC: 0.1}})
+        mirror.update()
+        assert shown() == ours(plan.search) and shown()[-1][2].name == "RUNNING"
+        plan.report(job, {"epoch": 2, "metrics": {METRIC: 0.2}})
+        mirror.update()
+        clean.cut_off()
+        Play(quality).run(plan, stop=4)
+        mirror.update()  # which finds its connection broken
+        mirror.update()
+        assert shown() == ours(plan.search) and len(shown()) > 7
+        mirror.close()
+    with closing(StudyFolder(tmp_path / "two" / ".fanin" / "study")) as folder:
+        plan = search_plan(folder)
+        Play(lambda values, replicate: 0.5).run(plan, stop=2)
+        mirror = Mirror(plan.search.study, address=clean.address())
+        mirror.update()
+        mirror.close()
+        assert shown() == ours(plan.search) and len(shown()) == 2
+
+
+# ---- real sweeps ----
+
+MODEL = '''\
+import os
+import time
+
+from torch import nn
+
+
+class Slow(nn.Module):
+    """Takes its time as long as there is a file "slow"."""
+
+    def __init__(self, in_shape, classes):
+        super().__init__()
+        self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
+
+    def forward(self, images):
+        if self.training and os.path.exists("slow"):
+            time.sleep(0.05)
+        return self.layer(images.flatten(1))
+'''
+STATE = "tracking.state=${oc.env:FANIN_STATE_URI}"  # as in conf/tracking/server.yaml
+SLOW = ["model=softmax", "model._target_=mine.Slow", "hardware.workers=1"]
+
+
+def machine(folder):
+    """A project folder with the study."""
+    folder.mkdir()
+    (folder / "conf").symlink_to(ROOT / "conf")
+    (folder / "mine.py").write_text(MODEL)
+    new_database(folder / "mlflow.db")
+    write_study(folder, epochs=8)
+    return folder
+
+
+@dataclass
+class Team:
+    """What two machines share: the database, and MLflow's, here a SQLite file."""
+
+    server: Server
+    hub: Path
+    one: Path
+    two: Path
+
+    @property
+    def options(self):
+        hub = f"tracking.uri=sqlite:///{self.hub}/mlflow.db", f"tracking.artifacts={self.hub}/artifacts"
+        return ["sweep", "faults", *hub, STATE, *SLOW]
+
+
+@pytest.fixture
+def team(clean, tmp_path, monkeypatch):
+    monkeypatch.setenv("FANIN_STATE_URI", clean.address())
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    team = Team(clean, *(machine(tmp_path / name) for name in ("hub", "one", "two")))
+    (team.one / "slow").touch()
+    return team
+
+
+@pytest.fixture
+def launch():
+    commands = []
+
+    def start(project, *arguments):
+        commands.append(Command(project, *arguments))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.kill()
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The sweep on one machine, undisturbed: its table, and its points in MLflow."""
+    project = machine(tmp_path_factory.mktemp("alone") / "machine")
+    command = Command(project, "sweep", "faults", *SLOW)
+    assert command.end() == 0, command.output
+    return leaderboard(command.output), once(project)
+
+
+def once(hub):
+    """The points of the four runs, of which each is FINISHED once, and each point there once."""
+    assert sorted(children(hub).values()) == 4 * [["FINISHED"]]
+    found = {key: values for key, values in curves(hub).items() if not key[0].startswith("faults")}
+    assert {len(values) for values in found.values()} == {1}
+    return found
+
+
+def trained(command, *, epochs):
+    wait_until(lambda: epochs_of(command.project) >= epochs or not command.running, seconds=90)
+    assert command.running, command.output
+
+
+def attempts(project):
+    """Of each run: how often it was begun."""
+    runs = (project / ".fanin" / "faults" / "runs").glob("*/spool.jsonl")
+    return {path.parent.name: spool.digest(spool.read(path)[0]).attempts for path in runs}
+
+
+def test_a_sweep_is_refused_elsewhere_while_it_lives_and_gone_on_with_there_when_it_is_killed(
+    team, alone, launch, monkeypatch, capsys
+):
+    first = launch(team.one, *team.options)
+    trained(first, epochs=11)
+    monkeypatch.chdir(team.two)
+    assert main(team.options) == 2
+    assert "study 'faults' is in use by" in capsys.readouterr().err
+    assert not attempts(team.two)
+    trained(first, epochs=20)
+    first.kill()
+    ended = attempts(team.one).keys() - {run.name for run, _ in open_runs(team.one)}
+    assert len(ended) >= 2
+    assert main(team.options) == 0
+    output = capsys.readouterr().out
+    assert "of other machines fetched" in output
+    assert {attempts(team.two)[name] for name in ended} == {1}, "what is done is not repeated"
+    assert (leaderboard(output), once(team.hub)) == alone
+
+    monkeypatch.chdir(team.one)  # the first machine comes back
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{team.hub}/mlflow.db")
+    before = curves(team.hub)
+    assert main(["sync"]) == 0
+    assert "left alone: study 'faults' was taken over by" in capsys.readouterr().out
+    assert curves(team.hub) == before
+    assert main(team.options) == 0
+    assert (leaderboard(capsys.readouterr().out), once(team.hub)) == alone
+
+
+@pytest.mark.slow
+def test_a_coordinator_that_was_cut_off_stops_when_it_comes_back_and_changes_nothing(team, alone, launch):
+    first = launch(team.one, *team.options)
+    trained(first, epochs=14)
+    first.signal(signal.SIGSTOP)
+    assert team.server.cut_off()  # as after half a minute without a sign of life
+    second = launch(team.two, *team.options)
+    assert second.end() == 0, second.output
+    assert (leaderboard(second.output), once(team.hub)) == alone
+    before, done = curves(team.hub), epochs_of(team.one)
+    first.signal(signal.SIGCONT)
+    assert first.end() == 1, first.output
+    (line,) = [line for line in first.output.splitlines() if line.startswith("fanin: ")]
+    assert line.startswith("fanin: stopped: study 'faults' was taken over by ")
+    assert epochs_of(team.one) - done <= 9, "at most a run is wasted"
+    assert curves(team.hub) == before and once(team.hub) == alone[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_restart_of_postgres_costs_no_epoch_a_second_and_leaves_the_study_with_its_owner(team, alone, launch, mode):
+    first = launch(team.one, *team.options)
+    trained(first, epochs=11)
+    team.server.stop(mode)
+    gone = time.time()
+    first.wait_for("tracking is down")
+    time.sleep(3)
+    team.server.start()
+    back = time.time()
+    first.wait_for("tracking is back")
+    second = launch(team.two, *team.options)
+    assert second.end() == 2 and "is in use by" in second.output, second.output
+    (team.one / "slow").unlink()
+    assert first.end() == 0, first.output
+    assert (leaderboard(first.output), once(team.hub)) == alone
+    assert max(pauses(team.one, since=gone, until=back)) < 1 + max(pauses(team.one, until=gone))
+    third = launch(team.two, *team.options)
+    assert third.end() == 0 and (leaderboard(third.output), once(team.hub)) == alone, third.output
+
+
+@pytest.mark.slow
+def test_a_sweep_that_ends_while_postgres_is_down_is_brought_by_sync(team, alone, launch, monkeypatch):
+    first = launch(team.one, *team.options)
+    trained(first, epochs=20)
+    team.server.stop()
+    (team.one / "slow").unlink()
+    assert first.end() == 0, first.output
+    assert "runs are not fully in MLflow yet (tracking is down" in first.output
+    team.server.start()
+    monkeypatch.chdir(team.one)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{team.hub}/mlflow.db")
+    assert main(["sync"]) == 0
+    assert once(team.hub) == alone[1]
+    second = launch(team.two, *team.options)
+    assert second.end() == 0 and leaderboard(second.output) == alone[0], second.output
+    assert {*attempts(team.two).values()} == {1}
+
+
+@pytest.mark.slow
+def test_the_whole_stack_a_search_killed_again_and_again_on_two_machines_ends_as_on_one(
+    team, tmp_path, launch, monkeypatch
+):
+    """MLflow with accounts and PostgreSQL as docker-compose.yml has them; TPE with a pruner, one worker."""
+    search = ["hydra/sweeper=tpe", "hydra/sweeper/pruner=median", "hydra.sweeper.max_trials=8"]
+    search += ["hydra.sweeper.params={optimizer.lr: 'tag(log,interval(1e-4,1e-1))'}", "study.replicates=1"]
+    search += ["hydra.sweeper.pruner.n_startup_trials=2"]
+    reference = launch(machine(tmp_path / "whole"), "sweep", "faults", *SLOW, *search)
+    assert reference.end() == 0, reference.output
+    values = {"FANIN_PORT": str(free_port()), "FANIN_HOST": "localhost"}
+    values = team.server.secrets | values
+    (tmp_path / "artifacts").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", values["MLFLOW_ADMIN_PASSWORD"])
+    with (
+        (tmp_path / "log").open("w") as log,
+        mlflow_server(team.server.cluster, values, tmp_path / "artifacts", log=log) as uri,
+    ):
+        options = ["sweep", "faults", f"tracking.uri={uri}", STATE, *SLOW, *search]
+        (team.two / "slow").touch()
+        for i in range(4):
+            project = (team.one, team.two)[i % 2]
+            command = launch(project, *options)
+            command.worker_of(seconds=90)
+            time.sleep(1.5)
+            command.kill()
+        (team.one / "slow").unlink()
+        last = launch(team.one, *options)
+        assert last.end() == 0, last.output
+        assert leaderboard(last.output) == leaderboard(reference.output)
+        statuses = team.server.cluster.ask(
+            "select distinct status from runs r join tags t on t.run_uuid = r.run_uuid where t.key = 'fanin.run'",
+            password=values["MLFLOW_DB_PASSWORD"],
+        )
+        assert {*statuses} <= {"FINISHED", "KILLED"}
+        doubled = "select 1 from metrics where key <> 'seconds' group by run_uuid, key, step having count(*) > 1"
+        assert team.server.cluster.ask(doubled, password=values["MLFLOW_DB_PASSWORD"]) == []
+
+
+# ---- bad input ----
+
+
+def refusal(address, path, *, uri="sqlite:///mlflow.db"):
+    """What a sweep says whose study's state is to be at `address`."""
+    study = make_study({"a": "1,2"})
+    base = replace(study.base, state=address, config={"tracking": {"uri": uri}})
+    with pytest.raises(ConfigError) as raised, open_state(replace(study, base=base), path):
+        pass
+    message = str(raised.value)
+    assert message.startswith("tracking.state: ") and "\n" not in message and "hid" not in message, message
+    return message
+
+
+def test_bad_input_is_one_message_before_anything_is_written_and_never_the_password(clean, tmp_path, monkeypatch):
+    path, port = tmp_path / ".fanin" / "study", clean.cluster.port
+    for address, words in {
+        "mysql://me:hidden@h/optuna": "must be an address like postgresql://optuna@host:5432/optuna, got 'mysql'",
+        "hidden": "must be an address like postgresql://optuna@host:5432/optuna, got 'something else'",
+        "postgresql://me:hid den@h/optuna": "must be an address like postgresql://optuna@host:5432/optuna; in it, %20",
+        clean.address(password="hidden"): f"127.0.0.1:{port}/optuna: FATAL:  password authentication failed for user",
+        clean.address(database="none"): 'database "none" does not exist',
+        clean.address(port=9): "127.0.0.1:9/optuna: Connection refused; without it nobody knows what is done",
+        clean.address().replace("127.0.0.1", "nowhere.invalid"): "failed to resolve host 'nowhere.invalid'",
+        clean.address("reader"): "use the role that owns the database",
+    }.items():
+        assert words in refusal(address, path), refusal(address, path)
+    assert "choose tracking=server" in refusal(clean.address(), path, uri="none")
+    clean.ask("create table fanin_version (version integer); create table fanin_piece (study text)")
+    clean.ask("insert into fanin_version values (99)")
+    assert "another version of fanin (state 99, this one writes 1)" in refusal(clean.address(), path)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    assert "pip install 'fanin[server]'" in refusal(clean.address(), path)
+    assert not path.exists()
+
+
+def test_a_configuration_keeps_no_address_and_a_run_no_password(project, monkeypatch):
+    monkeypatch.setenv("FANIN_STATE_URI", "postgresql://optuna:hidden@h/optuna")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://h")
+    with project_loader() as (loader, found):
+        one = Composer(loader, config_name="config", fixed=[*found, "tracking=server"]).compose(["epochs=3"])
+    assert one.state == "postgresql://optuna:hidden@h/optuna"
+    assert one.config["tracking"]["state"] is None and "hidden" not in repr(one)
+
+
+def test_studies_of_one_name_are_not_mixed(clean, tmp_path):
+    one, two, ended, _ = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        exchange.send([ended])
+    with closing(StudyFolder(two / ".fanin" / "initializers")) as folder:  # never shared
+        folder.admit({"replicates": 1}, extend=False)
+    exchange = Exchange(clean.address(), two / ".fanin" / "initializers")
+    exchange.take()
+    with pytest.raises(ConfigError, match="two studies are called 'initializers'"):
+        Shared(exchange).settle(new=False)
+    with pytest.raises(ConfigError, match="is kept in PostgreSQL at 127.0.0.1"):
+        Local(one / ".fanin" / "initializers").settle(new=False)
+    aside = Shared(exchange).settle(new=True)
+    exchange.close()
+    assert aside and clean.ask("select study from fanin_study order by 1") == ["initializers", aside.name]
+    with held(clean, two) as (exchange, _):  # begun anew
+        exchange.send()
+    exchange = Exchange(clean.address(), one / ".fanin" / "initializers")
+    exchange.take()
+    aside = Shared(exchange).settle(new=False)  # what the first machine has is of the study before
+    exchange.close()
+    assert aside and (aside / "runs" / ended.path.name).exists()
