@@ -1,14 +1,14 @@
 """Runs an hour: 2 workers against 1, and no barrier against a batch barrier; both by the wall clock.
 
-Equal runs, real training with MLflow on SQLite: 2 workers of 1 thread on 2 cores finish at least 1.8 times the
-runs of 1 worker. Other load on the machine spoils that, so what it would be without is estimated beside it:
-workers x share of the time they were at work x CPU time of a run with 1 worker / with 2.
+Equal runs, as long as a default one, real training with MLflow on SQLite: 2 workers of 1 thread on 2 cores finish
+at least 1.8 times the runs of 1 worker. Other load on the machine spoils that, so what it would be without is
+estimated beside it: workers x share of the time they were at work x CPU time of a run with 1 worker / with 2.
 
 Unequal runs, one in four five times as long: at least 1.4 times those of a schedule that waits for the slowest
 of each batch, as batched launchers do, on the same pool (with 2 workers there is 1.5 to gain). These runs only
 wait, so that their lengths are what they should be on a busy machine, too.
 
-    python benchmarks/bench_parallel.py [--rounds 3] [--images 2000]
+    python benchmarks/bench_parallel.py [--rounds 3] [--images 3500]
 """
 
 import argparse
@@ -34,7 +34,7 @@ from fanin.sweep.plan import Job
 from fanin.sweep.workers import Pool
 
 WORKERS = 2
-EQUAL = [8] * 12  # epochs of each run
+EQUAL = [10] * 12  # epochs of each run
 UNEQUAL = [1, 1, 1, 5] * 12
 EPOCH = 0.15  # seconds, of a run that only waits
 
@@ -91,7 +91,7 @@ class Barrier(GridPlan):
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=3500)
     options = parser.parse_args()
     if devices.core_count() < WORKERS:
         print(f"skipped: this machine lets us use {devices.core_count()} core")

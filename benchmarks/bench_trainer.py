@@ -3,21 +3,22 @@
 One thread, fp32, 784-256-256-10, batch 100, Adam 1e-3, MNIST's 60,000 images from --root or $FANIN_DATA (else
 the 5,000 of mnist_5k, repeated). Ours is what a user has: `fanin train` with all statistics, validation on
 5,000 images, spool, checkpoints, live display and MLflow on SQLite; the CPU time of the worker and of the
-coordinator, which ships, are added up. A run of one epoch is taken off a longer one, so an epoch is what one
-more epoch costs, whatever a run costs. The other two train in fresh processes, in turns with ours, as the
-machine's speed drifts; a process can be a quarter slower than the last, so the median of the rounds' ratios counts.
+coordinator, which ships, are added up; what the coordinator spends on an epoch is a long run less a short one.
+The leanest loop trains in our worker, in turns with our epochs, on as many images; the tutorial is a script of its
+own. A neighbour on the machine can make an epoch a third dearer, and never cheaper: the cheapest of each counts.
 
-    python benchmarks/bench_trainer.py [--root DIR] [--rounds 5] [--epochs 4]
+    python benchmarks/bench_trainer.py [--root DIR] [--rounds 3] [--epochs 6]
 """
 
 import argparse
+import json
 import os
 import statistics
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,80 +27,86 @@ import torch.nn.functional as F
 from figures import Figure, judge, project, sweep
 from torch import Tensor, nn
 
-from fanin.memory import keep_freed_memory
 from fanin.run import Trainer
 from fanin.sweep import devices, engine
 
 BATCH, LR, IMAGES, VAL = 100, 1e-3, 60_000, 5000
+TRAINED = IMAGES - VAL
 SAVED, EXTRA = 3.5, 1.10
 CLOCK = Path("clock")
 RUN = ["model=mlp", "hardware=cpu", "hardware.workers=1", f"batch_size={BATCH}", f"data.val={VAL}", "data=own"]
 
 
 class TimedTrainer(Trainer):
-    """A worker that writes down its CPU seconds in runs."""
+    """A worker that writes down, as JSON, its CPU seconds in each epoch, and those of the leanest loop."""
 
-    def run(self, payload: Any, channel: Any) -> None:
+    def _fit(self, *arguments: Any, **options: Any) -> Iterator[Any]:
+        root = Path(arguments[0]["data"]["path"])
+        leanest = lean(root, count=len(arguments[2].train))
+        clock: dict[str, list[float]] = {"ours": [], "lean": []}
         began = time.process_time()
-        super().run(payload, channel)
-        CLOCK.write_text(str(time.process_time() - began))
+        for record in super()._fit(*arguments, **options):
+            yield record  # now it is written down, sent and judged, and a checkpoint is saved
+            if record.epoch > 0:
+                clock["ours"].append(time.process_time() - began)
+                clock["lean"].append(next(leanest))
+            began = time.process_time()
+        CLOCK.write_text(json.dumps(clock))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path(os.environ.get("FANIN_DATA", "data")))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=4, help="of ours and of the leanest loop; the tutorial's is 1")
-    parser.add_argument("--loop", choices=sorted(LOOPS), help=argparse.SUPPRESS)  # the child's side
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6, help="of ours and of the leanest loop; the tutorial's is 1")
+    parser.add_argument("--tutorial", action="store_true", help=argparse.SUPPRESS)  # its own process
     options = parser.parse_args()
-    if options.loop:
+    if options.tutorial:
         torch.set_num_threads(1)
-        print(LOOPS[options.loop](options.root, options.epochs))
+        print(tutorial(options.root))
         return 0
-    return compare(options)
-
-
-def compare(options: argparse.Namespace) -> int:
     devices.TASK = "bench_trainer:TimedTrainer"
     engine.FLUSH = 600.0  # ship to the last point: it belongs to the cost
     root = options.root.absolute()
     with project() as folder:
         root = root if (root / "MNIST" / "raw").is_dir() else repeat_small_set(folder / "data")
-        ours_spent(1, root, "warm", images=1000)  # imports, MLflow's database
-        saved, extra = [], []
-        for number in range(options.rounds):
-            lean = run("lean", root, options.epochs)
-            few, more = (ours_spent(n, root, f"round{number}of{n}") for n in (1, 1 + options.epochs))
-            tutorial = run("tutorial", root, 1)
-            ours = (more - few) / options.epochs * IMAGES / (IMAGES - VAL)
-            saved.append(tutorial / ours)
-            extra.append(ours / lean)
-            print(f"round {number + 1}, CPU s an epoch: tutorial {tutorial:.3f}, ours {ours:.3f}, ", end="")
-            print(f"leanest {lean:.3f}: {saved[-1]:.2f}x and {extra[-1]:.3f}x", flush=True)
+        train(1, root, "warm", images=1000)  # imports, MLflow's database
+        rounds = [measure(root, number, epochs=options.epochs) for number in range(1, options.rounds + 1)]
+    shipping = statistics.median(one["coordinator"] for one in rounds)
+    ours, leanest, script = (min(s for one in rounds for s in one[name]) for name in ("ours", "lean", "tutorial"))
     return judge(
         [
-            Figure("tutorial / ours with statistics and tracking", statistics.median(saved), "x", least=SAVED),
-            Figure("ours with statistics and tracking / leanest loop", statistics.median(extra), "x", most=EXTRA),
+            Figure("tutorial / ours with statistics and tracking", script / (ours + shipping), "x", least=SAVED),
+            Figure("ours with statistics and tracking / leanest loop", (ours + shipping) / leanest, "x", most=EXTRA),
         ]
     )
 
 
-def ours_spent(epochs: int, root: Path, name: str, *, images: int | None = None) -> float:
-    """CPU seconds of a run: in the worker, and in this process, which coordinates and ships."""
+def measure(root: Path, number: int, *, epochs: int) -> dict[str, Any]:
+    """CPU seconds an epoch of TRAINED images: of ours in the worker and in the coordinator, and of the others."""
+    short, _ = train(1, root, f"round{number}short")
+    long, clock = train(1 + epochs, root, f"round{number}long")
+    alone = [sys.executable, __file__, "--tutorial", "--root", str(root)]
+    spent = float(subprocess.run(alone, check=True, capture_output=True, text=True).stdout)
+    found: dict[str, Any] = clock | {"tutorial": [spent * TRAINED / IMAGES], "coordinator": (long - short) / epochs}
+    shown = {name: min(found[name]) for name in ("tutorial", "ours", "lean")}
+    words = "  ".join(f"{name} {spent:.3f}" for name, spent in shown.items())
+    print(f"round {number}, CPU s an epoch: {words}  coordinator {found['coordinator']:.3f}", flush=True)
+    return found
+
+
+def train(epochs: int, root: Path, name: str, *, images: int | None = None) -> tuple[float, dict[str, list[float]]]:
+    """CPU seconds of a run in this process, which coordinates and ships, and what the worker wrote down."""
     limit = [f"data.n_train={images}"] if images else []
     data = ["data._target_=bench_trainer.digits", f"data.path={root}"]
     began = time.process_time()
     sweep([*RUN, *limit, *data, f"epochs={epochs}", f"study.name={name}"])
-    return time.process_time() - began + float(CLOCK.read_text())
+    return time.process_time() - began, json.loads(CLOCK.read_text())
 
 
-def run(loop: str, root: Path, epochs: int) -> float:
-    command = [sys.executable, __file__, "--loop", loop, "--epochs", str(epochs), "--root", str(root)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def tutorial(root: Path, epochs: int) -> float:
-    """What a first tutorial teaches, word for word: datasets.MNIST, ToTensor, a shuffling DataLoader, Adam."""
+def tutorial(root: Path) -> float:
+    """CPU seconds of an epoch as a first tutorial teaches it, word for word: datasets.MNIST, ToTensor, a shuffling
+    DataLoader, Adam."""
     from fanin.vision import torchvision
 
     device = "cpu"
@@ -110,36 +117,36 @@ def tutorial(root: Path, epochs: int) -> float:
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     total_batch = len(data_loader)
     began = time.process_time()
-    for _ in range(epochs):
-        avg_cost: Any = 0
-        for X, Y in data_loader:
-            X = X.view(-1, 28 * 28).to(device)
-            Y = Y.to(device)
-            optimizer.zero_grad()
-            hypothesis = model(X)
-            cost = criterion(hypothesis, Y)
-            cost.backward()
-            optimizer.step()
-            avg_cost += cost / total_batch
-    return (time.process_time() - began) / epochs
+    avg_cost: Any = 0
+    for X, Y in data_loader:
+        X = X.view(-1, 28 * 28).to(device)
+        Y = Y.to(device)
+        optimizer.zero_grad()
+        hypothesis = model(X)
+        cost = criterion(hypothesis, Y)
+        cost.backward()
+        optimizer.step()
+        avg_cost += cost / total_batch
+    return time.process_time() - began
 
 
-def lean(root: Path, epochs: int) -> float:
-    """Tensors in memory, a permutation, a fused optimizer; nothing is measured, not even the loss. It has our
-    setting of the C library, too, which is worth a few per cent to it."""
-    keep_freed_memory()
-    torch.set_flush_denormal(True)
+def lean(root: Path, *, count: int) -> Iterator[float]:
+    """CPU seconds of one epoch after another: tensors in memory, a permutation, a fused optimizer; nothing is
+    measured, not even the loss. It has our settings of the C library and of denormals, too, which are worth a few
+    per cent to it."""
     images, labels = digits(root)[0]
-    x, labels = images.float() / 255, labels.long()
+    x, labels = images[:count].float() / 255, labels[:count].long()
     model = build()
     optimizer = torch.optim.Adam(model.parameters(), lr=LR, fused=True)
-    began = time.process_time()
-    for _ in range(epochs):
+    while True:
+        began = time.process_time()
+        torch.set_flush_denormal(True)
         for rows in torch.randperm(len(x)).split(BATCH):
             optimizer.zero_grad()
             F.cross_entropy(model(x.index_select(0, rows)), labels.index_select(0, rows)).backward()
             optimizer.step()
-    return (time.process_time() - began) / epochs
+        torch.set_flush_denormal(False)
+        yield time.process_time() - began
 
 
 def build() -> nn.Sequential:
@@ -172,8 +179,6 @@ def repeat_small_set(root: Path) -> Path:
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, count) + labels.numpy().tobytes())
     return root
 
-
-LOOPS: dict[str, Callable[[Path, int], float]] = {"tutorial": tutorial, "lean": lean}
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Models initialized by a choice of conf/initializer, as run.py does it but without a run."""
+"""Models initialized by a choice of conf/initializer, as build.py does it but without a run."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from fanin import initializers
+from fanin.build import initializer
 from fanin.randomness import Streams
-from fanin.run import initializer
 
 CONF = Path(__file__).parent.parent / "conf"
 NEEDED = {"mup": {"base_width": 64}}  # what a file leaves to its user

@@ -239,6 +239,18 @@ CONTRADICTIONS = {
         ["train", "regularization=groupnorm", "regularization.groups=3"],
         ["regularization.groups: must divide the 256 units", "got 3"],
     ),
+    "groups without their norm": (
+        ["train", "regularization.groups=4"],
+        ["regularization.groups: has no effect with norm=none, got 4", "add regularization=groupnorm"],
+    ),
+    "noise of another norm": (
+        ["train", "regularization=batchnorm", "regularization.norm_noise=0.5"],
+        ["regularization.norm_noise: has no effect with norm=batch, got 0.5", "add regularization=noisy_batchnorm"],
+    ),
+    "groups swept under all norms": (
+        ["train", "-m", "regularization=none,groupnorm", "regularization.groups=2,4"],
+        ["regularization.groups: has no effect", "study.when={regularization.groups: {regularization: [groupnorm]}}"],
+    ),
     "stochastic depth without branches": (
         ["train", "regularization=stochastic_depth"],
         ["regularization.stochastic_depth", "Mlp has no place", "resmlp"],
@@ -363,6 +375,11 @@ def test_faults_in_a_users_own_code_are_told_with_their_line(place, capsys, argu
     plain = [*WITHOUT] if arguments[0].startswith("model._target_") else []
     message = refused(capsys, "train", *plain, *arguments)
     assert all(piece in message for piece in pieces), message
+
+
+def test_groups_are_for_those_of_several_norms_that_have_them(place, capsys):
+    assert main(["sweep", "batch_norm", "regularization=none,groupnorm", "regularization.groups=4", "--dry-run"]) == 0
+    assert "regularization: none,groupnorm" in capsys.readouterr().out
 
 
 def test_messages_are_one_line_unless_several_configurations_are_wrong(place, capsys):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from trained import SMALL, configuration, configurations, train
 
-from fanin import run
+from fanin.build import build
 from fanin.checkpoint import Progress
 from fanin.evaluation import evaluate
 from fanin.run import Trainer
@@ -24,7 +24,7 @@ SIZE = 300  # test images of digits
 def one_epoch(config: dict, trainer: Trainer) -> tuple[dict[str, float], Tensor]:
     """The metrics of the untrained network, and the weights after an epoch."""
     split = trainer._split(config)
-    parts = run.build(config, shape=split.images.shape[1:], device="cpu", train_size=len(split.train))
+    parts = build(config, shape=split.images.shape[1:], device="cpu", train_size=len(split.train))
     progress = Progress()
     records = list(trainer._fit(config, parts, split, progress=progress, epochs=1))
     parts.model.load_state_dict(progress.weights(parts.model))
@@ -60,6 +60,6 @@ def test_the_initial_loss_tells_a_miswired_network_from_the_one_that_was_meant(p
     """ln 512 = 6.24 for 512 logits, ln 10 = 2.30 for ten; a little more, as the logits are not 0 (6.24 +- .2)."""
     config = configuration("data.n_train=1000", f"model={model}", "initializer=xavier_uniform", "stats=off")
     split = Trainer(threads=1)._split(config)
-    parts = run.build(config, shape=split.images.shape[1:], device="cpu", train_size=1000)
+    parts = build(config, shape=split.images.shape[1:], device="cpu", train_size=1000)
     found = evaluate(parts.model, split.images, split.labels, index=split.train)
     assert found.loss == pytest.approx(math.log(classes), abs=0.2)

@@ -181,6 +181,27 @@ def test_a_run_ends_with_the_epoch_that_shows_a_finding_its_study_prunes_on(proj
     assert healthy.end["status"] == "FINISHED" and healthy.last_epoch == 2
 
 
+class Watched(dict):
+    """Statistics of an epoch, that count how often they are gone through."""
+
+    read = 0
+
+    def items(self):
+        self.read += 1
+        return super().items()
+
+
+def test_what_ends_a_run_is_looked_for_in_its_last_step_however_long_it_is():
+    quiet = {"val/loss": 2.3, "train/loss": 0.5, "weight/a/norm": 1.0}
+    epochs = [Watched(quiet) for _ in range(50)]
+    assert diagnose.fatal(epochs, ["step_too_large"]) is None
+    assert not any(epoch.read for epoch in epochs[1:-2])
+    leap = Watched(quiet | {"weight/a/norm": 2.5, "train/loss": 3.0})
+    assert diagnose.fatal([*epochs, leap], ["step_too_large"]) == "step_too_large: a norm x 2.5 in epoch 50"
+    assert diagnose.fatal([*epochs, leap, leap], ["step_too_large"]) is None  # it was told an epoch ago
+    assert [one.name for one in diagnose.diagnose([*epochs, leap, leap])] == ["step_too_large"]
+
+
 def test_a_resumed_run_is_diagnosed_by_all_of_its_epochs(project):
     config = configuration(*FEW, "initializer=normal_002", DEEP, "epochs=3")
     payload = {

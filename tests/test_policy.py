@@ -51,15 +51,16 @@ IMPORTERS = {
 # Imports go downwards. What is not named here is a leaf, or below the results: level 0.
 LEVELS = {
     "fanin.train": 1,
-    "fanin.run": 2,
-    "fanin.sweep": 3,
-    "fanin.doctor": 4,
-    "fanin.registry": 3,
-    "fanin.report": 4,  # the factors that matter, as a sweep's own summary weighs them
-    "fanin.results": 4,
-    "hydra_plugins": 4,
-    "fanin.app": 5,
-    "fanin.__main__": 6,
+    "fanin.build": 2,
+    "fanin.run": 3,
+    "fanin.sweep": 4,
+    "fanin.doctor": 5,
+    "fanin.registry": 4,
+    "fanin.report": 5,  # the factors that matter, as a sweep's own summary weighs them
+    "fanin.results": 5,
+    "hydra_plugins": 5,
+    "fanin.app": 6,
+    "fanin.__main__": 7,
 }
 WITHOUT_TORCH = [
     *("archive", "bulk", "client", "compare", "database", "description", "folders", "history", "leaderboard", "points"),

@@ -12,8 +12,8 @@ import torch
 
 from fanin import query, registry
 from fanin.app import main
+from fanin.build import load_model
 from fanin.errors import ConfigError
-from fanin.run import load_model
 from fanin.tracking import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")

@@ -82,10 +82,10 @@ def test_a_stopped_run_goes_on_with_another_worker_from_the_checkpoint_it_left_h
 
 
 def test_data_that_were_sent_are_not_read_again(project, trainer, monkeypatch):
-    from fanin import run
+    from fanin import build, run
 
     config = configuration(*SMALL, "epochs=1")
-    dataset = run.load_dataset(config)
+    dataset = build.load_dataset(config)
     monkeypatch.setattr(run, "load_dataset", lambda config: pytest.fail("read"))
     (project / "run").mkdir()
     mirror = Mirror(project / "run")

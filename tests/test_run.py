@@ -14,10 +14,11 @@ from PIL import Image
 from trained import SMALL, Listener, configuration, recorded, train
 
 from fanin import data, run
+from fanin.build import load_model, resolve_device
 from fanin.errors import ConfigError
 from fanin.evaluation import evaluate
 from fanin.randomness import Streams
-from fanin.run import Trainer, load_model, resolve_device
+from fanin.run import Trainer
 
 SIZE = 300  # test images of digits, 30 a class
 ARCHITECTURES = {

@@ -19,6 +19,7 @@ from fanin import data
 from fanin.data.files import parse_idx
 from fanin.data.sources import CifarBatches, IdxFiles, PackagedTable
 from fanin.data.splits import channel_moments
+from fanin.data.unscaled import UnscaledTest
 from fanin.errors import ConfigError
 
 GROUP = {"shape": [1, 28, 28], "classes": 10, "val": 5, "n_train": None, "scale": "unit"}
@@ -451,6 +452,19 @@ def test_a_wrong_npz_file_is_refused(tmp_path, write, message):
 
 
 # The real thing
+
+
+def test_the_mistake_of_raw_test_pixels_leaves_training_as_it_is(small):
+    files, group, raw = small
+    wrong = data.load(UnscaledTest(files), **group)
+    right = data.load(files, **group)
+    trained = [data.prepare(one, scale=scale, device="cpu") for one, scale in ((wrong, "none"), (right, "unit"))]
+    assert torch.equal(trained[0].images, trained[1].images) and torch.equal(trained[0].labels, trained[1].labels)
+    assert torch.equal(trained[0].test_images, right.test.images.float())
+    assert data.check(UnscaledTest(files), **group) == data.check(files, **group)
+    (raw / "t10k-images-idx3-ubyte").unlink()
+    with pytest.raises(ConfigError, match="t10k-images-idx3-ubyte is missing"):
+        data.fetch(UnscaledTest(files), **group)
 
 
 @needs_mnist

@@ -15,6 +15,7 @@ from fanin import models
 from fanin.errors import ConfigError
 from fanin.randomness import Streams
 from fanin.run import Trainer
+from fanin.stats.gains import measure_gains
 
 STREAMS = Streams(seed=0, replicate=0)
 MNIST = (1, 28, 28)
@@ -151,6 +152,15 @@ def test_training_moves_partial_identity_within_the_rank_of_the_input_and_hadama
         change = model.layers[2].weight.detach() - torch.eye(16, dtype=torch.float64)
         ranks[function] = torch.linalg.matrix_rank(change, atol=1e-9).item()
     assert ranks[init.partial_identity] <= 6 < ranks[init.zero_hadamard]
+
+
+def test_a_deep_linear_network_of_orthogonal_weights_keeps_every_length_and_every_gradient():
+    model = started(mlp([40] * 30, activation="linear").double(), init.orthogonal, gain=1.0)
+    images = torch.randn(50, *MNIST, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    gains = measure_gains(model, images, torch.arange(50) % 10)
+    forward, backward = list(gains.forward.values())[1:-1], list(gains.backward.values())[:-1]
+    assert len(forward) == len(backward) == 29
+    assert [*forward, *backward] == pytest.approx([1.0] * 58, rel=1e-9)  # all but the projections at both ends
 
 
 # Sparse.

@@ -8,11 +8,12 @@ from trained import SMALL, Listener, configuration, configurations, recorded, tr
 
 import fanin
 from fanin import run, spool
+from fanin.build import build, initialize, load_model
 from fanin.errors import ConfigError
 from fanin.randomness import Streams
 from fanin.report import series
 from fanin.report.material import gather
-from fanin.run import Trainer, load_model
+from fanin.run import Trainer
 from fanin.shipping import ship
 from fanin.spool import Spool
 from fanin.tracking import Tracker
@@ -212,7 +213,7 @@ def test_the_streams_that_are_handed_in_are_those_of_init(project, mine, monkeyp
     config = configuration(*GREEDY)
     trainer = Trainer(threads=1)
     split = trainer._split(config)
-    parts = run.build(config, shape=(1, 8, 8), device="cpu", train_size=200)
+    parts = build(config, shape=(1, 8, 8), device="cpu", train_size=200)
     asked.clear()
-    list(run.initialize(config, parts, split))
+    list(initialize(config, parts, split))
     assert set(asked) <= {"init", "dropout"}

@@ -64,15 +64,18 @@ class Classes:
     predicted: Sequence[int]
 
 
-def diagnose(epochs: Sequence[Metrics], *, classes: Classes | None = None, batch_norm: bool = False) -> list[Finding]:
-    """Findings in the order of NAMES, at most one of each; `epochs`: the metrics recorded, from epoch 0 on."""
+def diagnose(
+    epochs: Sequence[Metrics], *, classes: Classes | None = None, batch_norm: bool = False, since: int = 1
+) -> list[Finding]:
+    """Findings in the order of NAMES, at most one of each; `epochs`: the metrics recorded, from epoch 0 on. Steps that
+    are too large are looked for from epoch `since` on."""
     if not epochs:
         return []
     last = _last_finite(epochs)
     start = last if batch_norm else epochs[0]
     found = [
         _symmetric(last),
-        _overstepping(epochs, start),
+        _overstepping(epochs, start, since=since),
         _exploding(start, last, diverged=_diverged(epochs)),
         _vanishing(start if batch_norm else _opened(epochs)) if len(epochs) > 1 or not batch_norm else None,
         _most(last, "saturated", at_least=SATURATED, name="saturated_units"),
@@ -83,8 +86,9 @@ def diagnose(epochs: Sequence[Metrics], *, classes: Classes | None = None, batch
 
 
 def fatal(epochs: Sequence[Metrics], names: Collection[str], *, batch_norm: bool = False) -> str | None:
-    """The first finding among `names`, in short: a reason to end the run."""
-    found = diagnose(epochs, batch_norm=batch_norm) if names else []
+    """The first finding among `names`, in short: a reason to end the run. To be asked after every epoch: of the steps
+    it looks at the last one, for those before it were looked at then."""
+    found = diagnose(epochs, batch_norm=batch_norm, since=max(1, len(epochs) - 1)) if names else []
     return next((finding.short for finding in found if finding.name in names), None)
 
 
@@ -131,11 +135,12 @@ def _exploding(start: Metrics, last: Metrics, *, diverged: bool) -> Finding | No
     return None
 
 
-def _overstepping(epochs: Sequence[Metrics], start: Metrics) -> Finding | None:
+def _overstepping(epochs: Sequence[Metrics], start: Metrics, *, since: int) -> Finding | None:
     if _product(_gains(start, "forward_gain")) > EXPLODED:
         return None  # it began in ruins
     untrained = epochs[0].get("val/loss", math.nan)
-    for number, (before, after) in enumerate(zip(epochs, epochs[1:], strict=False), start=1):
+    for number in range(since, len(epochs)):
+        before, after = epochs[number - 1 : number + 1]
         if after.get("diverged"):
             return Finding("step_too_large", "", math.inf, f"diverged in epoch {number}")
         norms = _by_layer(before, "weight", "norm"), _by_layer(after, "weight", "norm")

@@ -163,7 +163,7 @@ def _studies(project: Path) -> list[Path]:
 def _data(composer: Any, name: str, *, wanted: bool) -> Finding:
     """Whether a data set is here, could be downloaded, is missing or broken."""
     from fanin import data
-    from fanin.run import part
+    from fanin.build import part
 
     try:
         config = composer.compose([f"data={name}"]).config

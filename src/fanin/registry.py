@@ -19,11 +19,11 @@ import torch
 import yaml
 
 from fanin import query
+from fanin.build import load_model
 from fanin.errors import ConfigError
 from fanin.leaderboard import counted, leaderboard
 from fanin.noise import pooled
 from fanin.query import About
-from fanin.run import load_model
 from fanin.tracking import Tracker
 
 FILES = ("config.yaml", "last.pt", "best.pt")

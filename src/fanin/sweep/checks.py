@@ -18,6 +18,11 @@ from fanin.sweep.space import DISCRETE, Axis, Condition, bare
 from fanin.sweep.study import Study, Variant, hash_of
 
 SHOWN = 5  # complaints shown when many configurations are refused
+# Keys that act under one norm only, and the choice that makes it.
+OF_A_NORM = {
+    "regularization.groups": ("group", "groupnorm"),
+    "regularization.norm_noise": ("noisy_batch", "noisy_batchnorm"),
+}
 
 
 def check_ground(project: Path) -> None:
@@ -86,6 +91,7 @@ def _sets(assigned: Mapping[str, str], condition: Condition) -> bool:
 
 def check(variants: Sequence[Variant], pool: Pool, *, study: Study) -> None:
     """Build every planned configuration in a worker; raises ConfigError with what is wrong, once per reason."""
+    check_idle(study, variants)
     with waiting(f"checking {len(variants)} configurations" if len(variants) > 1 else "checking the configuration"):
         complaints = call(pool, "check", [_checked(study, one) for one in variants])
     reasons: dict[str, list[str]] = {}
@@ -97,6 +103,20 @@ def check(variants: Sequence[Variant], pool: Pool, *, study: Study) -> None:
     lines = [f"{reason}\n    in {_some(names)}" if len(variants) > 1 else reason for reason, names in reasons.items()]
     more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     raise ConfigError("\n  ".join(lines[:SHOWN]) + more)
+
+
+def check_idle(study: Study, variants: Sequence[Variant]) -> None:
+    """Refuse a setting of a norm that no variant has; and one that is swept where the norm is another, which would
+    run the same networks over and over."""
+    for key, (norm, choice) in OF_A_NORM.items():
+        group, _, name = key.partition(".")
+        settings = [one.composition.config[group] for one in variants]
+        idle = [one for one in settings if one["norm"] != norm and one[name] != study.composer.default(key)]
+        if idle and (key in study.swept or len(idle) == len(settings)):
+            way = f"add {group}={choice}, or leave it out"
+            if len(idle) < len(settings):
+                way = f"sweep it under that norm only: study.when={{{key}: {{{group}: [{choice}]}}}}"
+            raise ConfigError(f"{key}: has no effect with norm={idle[0]['norm']}, got {idle[0][name]!r}; {way}")
 
 
 def here(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -158,7 +158,7 @@ class RayPool:
 
     def _place(self, payload: Mapping[str, Any]) -> Any:
         """Where the cluster has the data of a run; read here and sent there when first asked for."""
-        from fanin.run import load_dataset  # with torch, which the coordinator can do without elsewhere
+        from fanin.build import load_dataset  # with torch, which the coordinator can do without elsewhere
 
         config = payload["spec"]["config"]
         key = repr(sorted((name, value) for name, value in config["data"].items() if name not in TAKEN_THERE))

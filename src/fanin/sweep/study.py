@@ -173,7 +173,7 @@ class Study:
 
 
 PLAIN = [f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")] + ["seconds"]
-LAYERED = ("weight", "grad", "update", "activation", "signal")  # of a layer: run.py knows which there are
+LAYERED = ("weight", "grad", "update", "activation", "signal")  # of a layer: build.py knows which there are
 BETTER = {"accuracy": "maximize", "loss": "minimize", "seconds": "minimize"}
 
 
