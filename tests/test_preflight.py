@@ -51,7 +51,13 @@ VERDICTS = {
         ["initializer=mup", "initializer.base_width=64", "initializer.readout=zeros"],
         "ok",
     ),
-    "lsuv, which looks at data": (["initializer=lsuv"], "unknown"),
+    "lsuv, which looks at data": (["initializer=lsuv", DEEP], "ok"),
+    "64 blocks of fixup": (["model=resmlp", "model.depth=64", "model.branch=fixup", "initializer=fixup"], "ok"),
+    "64 blocks of rezero": (["model=resmlp", "model.depth=64", "model.branch=gated", "initializer=rezero"], "ok"),
+    "64 plain blocks": (["model=resmlp", "model.depth=64"], "explodes"),
+    "a belief network, which is trained": (["model.activation=sigmoid", "initializer=dbn"], "unknown"),
+    "metainit, which is trained": (["initializer=metainit"], "unknown"),
+    "gradinit, which is trained": (["initializer=gradinit"], "unknown"),
 }
 
 
@@ -60,6 +66,12 @@ def test_a_networks_verdict_is_given_before_it_is_trained(project, overrides, ve
     found = fly(*overrides)
     assert found["verdict"] == verdict
     assert bool(found["reason"]) == (verdict != "ok")
+
+
+def test_an_initializer_that_looks_at_data_is_flown_as_the_run_will_start(project):
+    found = fly("initializer=lsuv", DEEP, "data.scale=standard")
+    assert found["forward"] == pytest.approx(1, abs=0.03)  # what lsuv makes of every layer
+    assert fly("initializer=dbn", "model.activation=sigmoid")["reason"].startswith("its initializer is trained")
 
 
 def test_gains_are_measured_as_training_would_see_them(project):
@@ -72,13 +84,19 @@ def test_gains_are_measured_as_training_would_see_them(project):
     assert deep["predicted_backward"] > 1.4  # pi / (pi - 1) in the limit of depth
 
 
+def twins(model):
+    hidden = preflight.hidden_layers(model, torch.rand(2, 1, 2, 2))
+    assert hidden == {"layers.0", "layers.1"}
+    return preflight.twins(model, hidden=hidden)
+
+
 def test_units_with_the_same_weights_but_different_biases_are_not_the_same():
     model = Mlp(in_shape=(1, 2, 2), classes=3, widths=[4, 4], activation="tanh", norm="none", dropout=0.0)
-    assert preflight.twins(model) == ""
+    assert twins(model) == ""
     nn.init.constant_(model.layers[1].weight, 0.5)
-    assert preflight.twins(model) == ""
+    assert twins(model) == ""
     nn.init.zeros_(model.layers[1].bias)
-    assert preflight.twins(model) == "layers.1"
+    assert twins(model) == "layers.1"
 
 
 def test_a_flight_takes_milliseconds(project):
@@ -100,6 +118,7 @@ def test_a_flight_depends_on_nothing_but_the_configuration(project):
 def test_mean_gains_know_zero_infinity_and_nothing():
     assert preflight.mean_gain([2.0, 8.0]) == pytest.approx(4)
     assert preflight.mean_gain([0.0, 8.0]) == 0 and preflight.mean_gain([math.inf, 1.0]) == math.inf
+    assert preflight.mean_gain([4.0, 0.0, math.inf, 1.0]) == pytest.approx(2)  # the signal goes around a branch
     assert preflight.mean_gain([]) is preflight.mean_gain([math.nan]) is None
 
 

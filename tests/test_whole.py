@@ -10,6 +10,7 @@ import fanin
 from fanin import run, spool
 from fanin.build import build, initialize, load_model
 from fanin.errors import ConfigError
+from fanin.initializers import Rehearsal, dbn, gradinit, metainit, rehearsal
 from fanin.randomness import Streams
 from fanin.report import series
 from fanin.report.material import gather
@@ -155,6 +156,31 @@ def test_the_cost_of_an_epoch_is_measured_without_it(project, mine):
     assert not mine.calls
 
 
+def seconds_of_pretraining(*overrides):
+    return Trainer(threads=1)("pretraining", configuration(*SMALL, *overrides), Listener())
+
+
+def test_the_time_of_pretraining_is_measured_on_a_short_version_of_it(project, mine):
+    brief = rehearsal(dbn, {"epochs": 20, "batch_size": 10}, count=1000)
+    assert brief == Rehearsal({"epochs": 1}, images=100, times=200)
+    assert rehearsal(metainit, {"steps": 500, "batch_size": 128}, count=100).times == 125
+    assert rehearsal(gradinit, {"steps": 2, "batch_size": 128}, count=5000) == Rehearsal({"steps": 2}, 256, 1)
+    for name in ("dbn", "metainit", "gradinit"):
+        assert seconds_of_pretraining(f"initializer={name}") > 0
+    assert seconds_of_pretraining("initializer=lsuv") == seconds_of_pretraining() == 0
+    assert Trainer(threads=1)("pretraining", configuration(*GREEDY), Listener()) == 0  # it says nothing of a short one
+    assert not mine.calls
+
+
+@pytest.mark.slow
+def test_the_time_of_pretraining_is_foretold_within_a_factor_of_two(project):
+    settings = ("data.n_train=2000", "model.activation=sigmoid", "initializer=dbn", "epochs=0", "tracking=none")
+    config = configuration(*settings)
+    foretold = min(Trainer(threads=1)("pretraining", config, Listener()) for _ in range(3))
+    train(config, project / "run")
+    assert 0.5 < recorded(project / "run").end["seconds"] / foretold < 2
+
+
 def test_what_it_raises_is_told_with_its_line(project, mine):
     config = configuration(*GREEDY[:-1], "+initializer.steps=many")
     with pytest.raises(ConfigError, match=r"mine.greedy raised TypeError.*\(mine.py, line \d+\)"):
@@ -215,5 +241,5 @@ def test_the_streams_that_are_handed_in_are_those_of_init(project, mine, monkeyp
     split = trainer._split(config)
     parts = build(config, shape=(1, 8, 8), device="cpu", train_size=200)
     asked.clear()
-    list(initialize(config, parts, split))
+    list(initialize(config, parts.model, split))
     assert set(asked) <= {"init", "dropout"}

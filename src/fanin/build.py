@@ -7,7 +7,7 @@ initializer, optimizer, scheduler, data) by their import path. Below this file n
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -116,22 +116,36 @@ def build_model(config: Mapping[str, Any], *, shape: Any, device: torch.device |
     return model
 
 
-def initialize(config: Mapping[str, Any], parts: Parts, split: data.Split) -> Iterator[initializers.Step]:
+def initialize(config: Mapping[str, Any], model: nn.Module, split: data.Split) -> Iterator[initializers.Step]:
     """Call the initializer if it is one of whole models, on the run's device and training images; yields its
     steps."""
+    streams = streams_of(config)
     with initializer(config) as (function, options, _):
         if initializers.is_whole(function):
             with numerics(config["hardware"]["precision"], split.images.device):
                 yield from initializers.initialize_whole(
                     function,
-                    parts.model,
+                    model,
                     options=options,
-                    streams=parts.streams,
+                    streams=streams,
                     images=split.images,
                     labels=split.labels,
                     index=split.train,
                 )
-            models.seed_noise(parts.model, parts.streams)  # it may have drawn masks
+            models.seed_noise(model, streams)  # it may have drawn masks
+
+
+def rehearsal(config: Mapping[str, Any], split: data.Split) -> tuple[dict[str, Any], data.Split, float] | None:
+    """A configuration and data by which an initializer that trains takes a moment, and how many times that long it
+    takes as it is; None for the others, and for one that does not say how it is made short."""
+    with initializer(config) as (function, options, _):
+        if not (initializers.is_whole(function) and initializers.is_trained(function)):
+            return None
+        short = initializers.rehearsal(function, options, count=len(split.train))
+    if short is None:
+        return None
+    few = replace(split, train=split.train[: short.images])
+    return {**config, "initializer": {**config["initializer"], **short.options}}, few, short.times
 
 
 @contextmanager

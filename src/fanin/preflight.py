@@ -8,11 +8,13 @@ dropout drops, batch norm takes the batch's own averages. Verdicts have the thre
     vanishes    the squared gradient of the first layer < 1e-6 times that of the logits, zero included; not where
                 only the last layer is zeros, which its first step ends
     ok          none of these
+
+A branch that passes nothing on at first (fixup, rezero) is no end of the signal, which goes around it: its layers are
+left out of all products.
 """
 
 import math
-from collections.abc import Iterable
-from itertools import pairwise
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -20,9 +22,10 @@ from torch import Tensor, nn
 
 from fanin.diagnose import EXPLODED, STEEP, SYMMETRIC, VANISHED
 from fanin.stats.gains import Gains, layers_of, measure_gains
-from fanin.stats.kinds import DROPOUTS
+from fanin.stats.kinds import ACTIVATIONS, DROPOUTS
 from fanin.stats.prediction import predict
 from fanin.stats.reductions import row_spread
+from fanin.stats.trail import Passed, following
 
 BATCH = 64  # images
 
@@ -32,7 +35,7 @@ def fly(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     (None where there is none). The model is used up: its batch norms and dropout streams have moved."""
     model.train()
     predicted, measured = predict(model, images), measure_gains(model, images, labels)
-    verdict, reason = judge(model, measured)
+    verdict, reason = judge(model, measured, hidden=hidden_layers(model, images))
     return {
         "verdict": verdict,
         "reason": reason,
@@ -43,10 +46,10 @@ def fly(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def judge(model: nn.Module, gains: Gains) -> tuple[str, str]:
-    """A verdict, and the number that shows it."""
-    forward, backward = math.prod(gains.forward.values()), math.prod(gains.backward.values())
-    if path := twins(model):
+def judge(model: nn.Module, gains: Gains, *, hidden: Container[str]) -> tuple[str, str]:
+    """A verdict, and the number that shows it. `hidden`: the layers whose units must differ."""
+    forward, backward = (math.prod(passing(side.values())) for side in (gains.forward, gains.backward))
+    if path := twins(model, hidden=hidden):
         return "symmetric", f"all units of {path} are the same"
     if not forward <= EXPLODED:
         return "explodes", f"signal x {forward**0.5:.2g} from input to logits"
@@ -63,21 +66,43 @@ def is_shut(model: nn.Module, gains: Gains) -> bool:
     return bool(layers[path[0]].weight.any()) and not bool(layers[path[-1]].weight.any())
 
 
-def twins(model: nn.Module) -> str:
+@torch.no_grad()
+def hidden_layers(model: nn.Module, images: Tensor) -> set[str]:
+    """The layers whose outputs go into an activation, as those at the end of a branch do not; where the model's
+    activations are no modules, all but the last."""
+    layers, found = layers_of(model), set[str]()
+
+    def read(module: nn.Module, given: Tensor, output: Tensor, source: Passed | None) -> None:
+        if source and isinstance(module, ACTIVATIONS):
+            found.add(source.path)
+
+    with following(model, layers, read):
+        model.forward(images[:2])
+    return found or set(list(layers)[:-1])
+
+
+def twins(model: nn.Module, *, hidden: Container[str]) -> str:
     """The first hidden layer all of whose units are, and will stay, the same; empty if there is none."""
     if any(isinstance(module, DROPOUTS) and float(getattr(module, "p", 0)) > 0 for module in model.modules()):
         return ""
-    for (path, layer), _ in pairwise(layers_of(model).items()):
+    for path, layer in layers_of(model).items():
         alike = len(layer.weight) > 1 and float(row_spread(layer.weight.detach().flatten(1))) <= SYMMETRIC
         bias = layer.bias
-        if alike and (bias is None or bool(torch.all(bias == bias[0]))):
+        if path in hidden and alike and (bias is None or bool(torch.all(bias == bias[0]))):
             return path
     return ""
 
 
+def passing(gains: Iterable[float]) -> list[float]:
+    """The gains without those of layers that pass nothing on while others do: 0, and infinite after it."""
+    known = list(gains)
+    around = 0 in known and math.inf in known
+    return [gain for gain in known if 0 < gain < math.inf] if around else known
+
+
 def mean_gain(gains: Iterable[float]) -> float | None:
-    """The geometric mean; 0 with a zero among them, None of nothing or where theory has no number."""
-    known = [gain for gain in gains if not math.isnan(gain)]
+    """The geometric mean of what passes; 0 with a zero among them, None of nothing or where theory has no number."""
+    known = passing(gain for gain in gains if not math.isnan(gain))
     if not known:
         return None
     if 0 in known or math.inf in known:

@@ -25,6 +25,7 @@ from fanin.build import (
     initializer,
     load_dataset,
     part,
+    rehearsal,
     resolve_device,
     streams_of,
 )
@@ -77,6 +78,8 @@ class Trainer:
             return [self.preflight(config) for config in payload]
         if kind == "estimate":
             return self.seconds_per_epoch(payload)
+        if kind == "pretraining":
+            return self.seconds_of_pretraining(payload)
         assert kind == "run", kind
         return self.run(payload, channel)
 
@@ -123,14 +126,30 @@ class Trainer:
     def preflight(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What the initialized model does to signal and gradient: see fanin.preflight."""
         with initializer(config) as (function, _, _):
-            if initializers.is_whole(function):
-                return {"verdict": "unknown", "reason": "its initializer works on the data"}
+            if initializers.is_whole(function) and initializers.is_trained(function):
+                return {"verdict": "unknown", "reason": "its initializer is trained on the data: measured in the run"}
         split = self._split(config)
-        model = build_model(
-            config, shape=split.images.shape[1:], device=split.images.device, streams=streams_of(config)
-        )
+        model = self._start(config, split)
         batch = split.train[: preflight.BATCH]
         return preflight.fly(model, split.images[batch], split.labels[batch])
+
+    def _start(self, config: Mapping[str, Any], split: data.Split) -> nn.Module:
+        """The model as a run's training will find it."""
+        shape, device = split.images.shape[1:], split.images.device
+        model = build_model(config, shape=shape, device=device, streams=streams_of(config))
+        for _ in initialize(config, model, split):
+            pass
+        return model
+
+    def seconds_of_pretraining(self, config: Mapping[str, Any]) -> float:
+        """Of an initializer that trains, measured on a short version of it; 0 for the others."""
+        short = rehearsal(config, self._split(config))
+        if short is None:
+            return 0.0
+        brief, few, times = short
+        began = time.perf_counter()
+        self._start(brief, few)
+        return (time.perf_counter() - began) * times
 
     def seconds_per_epoch(self, config: Mapping[str, Any], *, batches: int = 12) -> float:
         """Measured on a few batches, scaled to an epoch."""
@@ -198,7 +217,7 @@ class Trainer:
         """Call an initializer of whole models and record its curves. Its time counts as training. Says why the
         run should stop, if it should."""
         began, stopped = time.perf_counter(), None
-        for number, step in enumerate(initialize(config, parts, split)):
+        for number, step in enumerate(initialize(config, parts.model, split)):
             metrics = {f"pretrain/{name}": value for name, value in step.metrics.items()}
             log.append("pretrain", number=number, step=step.number, metrics=metrics)
             if stopped := channel.stopped:

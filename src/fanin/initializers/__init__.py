@@ -44,11 +44,21 @@ from fanin.initializers.structured import (
     zero_last,
 )
 from fanin.initializers.unit_variance import lsuv
-from fanin.initializers.whole import Step, check_whole, checked_by, initialize_whole, is_whole
+from fanin.initializers.whole import (
+    Rehearsal,
+    Step,
+    check_whole,
+    checked_by,
+    initialize_whole,
+    is_trained,
+    is_whole,
+    rehearsal,
+)
 
 __all__ = [
     "Layer",
     "Mup",
+    "Rehearsal",
     "Step",
     "bind",
     "check_bias",
@@ -68,6 +78,7 @@ __all__ = [
     "identity",
     "initialize",
     "initialize_whole",
+    "is_trained",
     "is_whole",
     "kumar_sigmoid",
     "learning_rates",
@@ -79,6 +90,7 @@ __all__ = [
     "ones",
     "orthogonal",
     "partial_identity",
+    "rehearsal",
     "rezero",
     "skipinit",
     "sparse",

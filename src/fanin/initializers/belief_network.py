@@ -11,7 +11,7 @@ from fanin import ranges
 from fanin.errors import ConfigError, require, unknown
 from fanin.initializers import rbm
 from fanin.initializers.closed_form import fill, standard_normal
-from fanin.initializers.whole import Step, checked_by
+from fanin.initializers.whole import Rehearsal, Step, checked_by
 from fanin.randomness import Streams
 from fanin.stats.kinds import ACTIVATIONS
 
@@ -47,7 +47,13 @@ def check_dbn(
     perceptron(model, in_shape)
 
 
-@checked_by(check_dbn, ranges=RANGES)
+def brief_dbn(*, epochs: int, batch_size: int, count: int) -> Rehearsal:
+    """One epoch a layer, of ten batches."""
+    few = min(count, max(20, 10 * batch_size))
+    return Rehearsal({"epochs": 1}, few, epochs * count / few)
+
+
+@checked_by(check_dbn, ranges=RANGES, brief=brief_dbn)
 @torch.no_grad()
 def dbn(
     model: nn.Module,

@@ -16,9 +16,10 @@ from fanin import ranges
 from fanin.errors import ConfigError, unknown
 from fanin.initializers.layers import check_weight, fill_weights
 from fanin.initializers.unit_variance import by_the_batch
-from fanin.initializers.whole import Step, checked_by
+from fanin.initializers.whole import Rehearsal, Step, checked_by
 from fanin.randomness import Streams
 
+BRIEF = 4  # steps whose time is measured before a sweep
 REPORTED = 10  # steps between two points of a curve
 SMALLEST = 1e-3  # of its first norm: below it a tensor's direction would be lost, or its sign turned
 UPDATES = ("sgd", "adam")
@@ -45,7 +46,12 @@ def check_metainit(model: nn.Module, *, weight: Callable[..., None], in_shape: t
     check_derivatives(model, in_shape, lambda loss, parameters: gradient_quotient(loss, parameters, eps=1.0))
 
 
-@checked_by(check_metainit, ranges=METAINIT)
+def brief_steps(*, steps: int, batch_size: int, count: int) -> Rehearsal:
+    few = min(steps, BRIEF)
+    return Rehearsal({"steps": few}, min(count, 2 * batch_size), steps / few)
+
+
+@checked_by(check_metainit, ranges=METAINIT, brief=brief_steps)
 def metainit(
     model: nn.Module,
     *,
@@ -165,7 +171,7 @@ class Scales:
             self.values[place] = max(self.least[place], self.values[place] - self.lr * step)
 
 
-@checked_by(check_gradinit, ranges=GRADINIT)
+@checked_by(check_gradinit, ranges=GRADINIT, brief=brief_steps)
 def gradinit(
     model: nn.Module,
     *,

@@ -16,15 +16,16 @@ if its signature names them, besides its own options:
 | generator | or one such generator, on the CPU |
 
 A generator function yields a `Step` now and then: each becomes a point of the curves `pretrain/<name>`, and a
-run can be stopped there. An attribute `f.check(model, ...)` is called before any run, for a model without
-numbers (on the meta device), and raises a ConfigError for one that `f` cannot serve; it may ask by name for any
-option of `f`, for `in_shape` (C, H, W), for `scale`, that of the pixels (`data.scale`), and for `count`, the
-number of training images.
+run can be stopped there. It is taken for one that trains, and so no pre-flight calls it.
+
+An attribute `f.check(model, ...)` is called before any run, for a model without numbers (on the meta device),
+and raises a ConfigError for one that `f` cannot serve; it may ask by name for any option of `f`, for `in_shape`
+(C, H, W), for `scale`, that of the pixels (`data.scale`), and for `count`, the number of training images.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from inspect import isgenerator, signature
+from inspect import isgenerator, isgeneratorfunction, signature
 from typing import Any, TypeVar
 
 import torch
@@ -48,21 +49,49 @@ class Step:
     metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """A short version of an initializer that trains: with these `options`, on so many `images`, it takes the
+    `times`-th part of the time."""
+
+    options: Mapping[str, Any]
+    images: int
+    times: float
+
+
 def is_whole(function: Callable[..., Any]) -> bool:
     """Whether `function` initializes a whole model, not one weight after the other."""
     return next(iter(signature(function).parameters), None) == "model"
 
 
-def checked_by(check: Callable[..., None], *, ranges: Mapping[str, Range] | None = None) -> Callable[[F], F]:
+def is_trained(function: Callable[..., Any]) -> bool:
+    """Whether `function` takes a training of its own, and so seconds or minutes: it yields its steps."""
+    return isgeneratorfunction(function)
+
+
+def checked_by(
+    check: Callable[..., None],
+    *,
+    ranges: Mapping[str, Range] | None = None,
+    brief: Callable[..., Rehearsal] | None = None,
+) -> Callable[[F], F]:
     """Decorates a whole-model initializer: before any run, its options must lie in their `ranges`, and `check`
-    says what it cannot serve."""
+    says what it cannot serve; `brief`, asked with the options it names and the `count` of training images, how
+    to find out in a moment how long it will take."""
 
     def decorate(function: F) -> F:
         function.check = check  # type: ignore[attr-defined]
         function.ranges = ranges or {}  # type: ignore[attr-defined]
+        function.brief = brief  # type: ignore[attr-defined]
         return function
 
     return decorate
+
+
+def rehearsal(function: Callable[..., Any], options: Mapping[str, Any], *, count: int) -> Rehearsal | None:
+    """None for a function that does not say how it is made short."""
+    brief = getattr(function, "brief", None)
+    return brief(**asked(brief, **dict(options), count=count)) if brief else None
 
 
 def check_whole(

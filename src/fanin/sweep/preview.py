@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,8 +16,9 @@ from fanin.sweep.study import Study, Variant, hash_of
 
 LISTED = 40  # variants
 NAMED = 38  # characters of a name, so that a line has at most 100
-# What decides how long an epoch takes.
+# What decides how long an epoch takes, and how long an initializer that trains.
 COSTLY = ("model", "data", "optimizer", "regularization", "batch_size", "stats")
+PRETRAINED = ("model", "data", "regularization", "initializer")
 
 
 def show_plan(study: Study, variants: Sequence[Variant], pool: Pool, *, project: Path) -> None:
@@ -103,28 +105,27 @@ def runs_done(study: Study, plan: Mapping[str, Variant], *, project: Path) -> in
 
 
 def estimate(study: Study, plan: Mapping[str, Variant], pool: Pool, *, done: int) -> str:
-    """Training time, from a few measured batches of each architecture."""
+    """Training time, from a few measured batches of each architecture, and of each initializer that trains."""
     costs: dict[str, float] = {}
+
+    def cost(config: Mapping[str, Any], kind: str, groups: Sequence[str]) -> float:
+        key = hash_of([kind, *(config[group] for group in groups)])
+        if key not in costs:
+            costs[key] = call(pool, kind, here(config))
+        return costs[key]
+
     total = 0.0
     with waiting("measuring a few batches"):
         for one in plan.values():
             config = one.composition.config
-            key = hash_of([config[group] for group in COSTLY])
             try:
-                costs[key] = costs.get(key) or call(pool, "estimate", here(config))
+                total += cost(config, "estimate", COSTLY) * config["epochs"] + cost(config, "pretraining", PRETRAINED)
             except ConfigError as error:
                 return f"unknown until the data are here ({error})"
-            total += costs[key] * config["epochs"]
     count = len(plan) if study.sampler["name"] == "grid" else study.budget.trials or len(plan)
     seconds = total / len(plan) * (count * study.replicates - done) / pool.size
     if not seconds:
-        return (
-            "nothing is left to train"
-            if done or study.base.config["epochs"]
-            else "no training: epochs=0"
-            if done or study.base.config["epochs"]
-            else "no training: epochs=0"
-        )
+        return "nothing is left to train" if done or study.base.config["epochs"] else "no training: epochs=0"
     threads = study.base.config["hardware"]["threads"]
     return f"about {clock(seconds)} of training by {_count(pool.size, 'worker')} of {_count(threads, 'thread')}"
 
