@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := .venv/bin
 READY  := .venv/ready
 
-.PHONY: help setup sweep studies ui results report test test-slow check bench up down backup restore lock clean
+.PHONY: help setup sweep studies ui results report test test-slow check bench audit up down backup restore lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 17
@@ -46,7 +46,11 @@ check: $(READY) ## format, lint and types
 bench: $(READY) ## the promised speeds, each as a ratio measured in one run
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
 
-up: ## a team's server in Docker: accounts, PostgreSQL, your data on volumes; docs/server.md
+audit: $(READY) ## known vulnerabilities of the pinned packages: SECURITY.md
+	@$(BIN)/uv tool run pip-audit@2.10.1 --disable-pip --no-deps --requirement=requirements.txt \
+		--requirement=deploy/constraints.txt $(ARGS)
+
+up: ## a team's server in Docker: make up [PROFILE=s3,workers,ray,dashboard]; docs/server.md
 	@$(PYTHON) tools/stack.py up --profile="$(PROFILE)"
 
 down: ## stop the server; its data stay

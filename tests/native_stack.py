@@ -4,6 +4,7 @@ Only what a container's own network and file system give is replaced: addresses,
 """
 
 import importlib.util
+import json
 import os
 import pwd
 import re
@@ -11,8 +12,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
-from dataclasses import dataclass
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -32,6 +36,11 @@ def import_stack():
     return module
 
 
+def program(name):
+    """Where a program of this environment is, None if it is not installed."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+
+
 def postgres_programs():
     """The folder with PostgreSQL's server and client programs, None if they are not installed."""
     found = shutil.which("initdb")
@@ -49,6 +58,9 @@ def environment(service, values, **replaced):
     """What the service's container would have, and the little a process needs; nothing else of ours."""
     own = {name: interpolate(value, values) for name, value in SERVICES[service]["environment"].items()}
     return {name: os.environ[name] for name in INHERITED if name in os.environ} | own | replaced
+
+
+EVERY = import_stack().EVERY
 
 
 @dataclass(frozen=True)
@@ -124,26 +136,31 @@ def postgres(programs, secrets):
                 server.wait(60)
 
 
-@contextmanager
-def mlflow_server(cluster, values, artifacts, *, log):
-    """The service `mlflow`, healthy by its own health check; yields its URI."""
-    port = int(values["FANIN_PORT"])
-    variables = environment(
+def server_environment(cluster, values, artifacts):
+    """What the service `mlflow` has; `artifacts` stands for its volume, and an object store is as `values` say."""
+    place = values["FANIN_ARTIFACTS"]
+    return environment(
         "mlflow",
         values,
         HOME=str(artifacts),
         PGHOST="127.0.0.1",
         PGPORT=str(cluster.port),
         MLFLOW_HOST="127.0.0.1",
-        MLFLOW_PORT=str(port),
-        MLFLOW_ARTIFACTS_DESTINATION=str(artifacts),
+        MLFLOW_PORT=values["FANIN_PORT"],
+        MLFLOW_ARTIFACTS_DESTINATION=str(artifacts) if place == "/artifacts" else place,
         MLFLOW_AUTH_CONFIG_PATH=str(ROOT / "deploy" / "auth.ini"),
     )
+
+
+@contextmanager
+def mlflow_server(cluster, values, artifacts, *, log):
+    """The service `mlflow`, healthy by its own health check; yields its URI."""
+    variables = server_environment(cluster, values, artifacts)
     command = SERVICES["mlflow"]["command"]
     assert command[0] == "mlflow"
     server = subprocess.Popen([sys.executable, "-m", *command], env=variables, cwd=artifacts, stdout=log, stderr=log)
     try:
-        uri = f"http://127.0.0.1:{port}"
+        uri = f"http://127.0.0.1:{values['FANIN_PORT']}"
         wait_until(lambda: healthy(uri) or server.poll() is not None, seconds=240)
         check = SERVICES["mlflow"]["healthcheck"]["test"]
         assert check[:2] == ["CMD", "python"]
@@ -152,3 +169,126 @@ def mlflow_server(cluster, values, artifacts, *, log):
     finally:
         server.terminate()
         server.wait(60)
+
+
+@dataclass
+class Stack:
+    """The running services, and what it takes to talk to them."""
+
+    cluster: Cluster
+    secrets: dict
+    artifacts: Path
+    log: Path
+    uri: str = ""
+    users: dict = field(default_factory=dict)  # name -> password
+    running: ExitStack = field(default_factory=ExitStack)
+
+    def start(self):
+        log = self.running.enter_context(self.log.open("a"))
+        server = mlflow_server(self.cluster, self.secrets, self.artifacts, log=log)
+        self.uri = self.running.enter_context(server)
+
+    def stop(self):
+        self.running.close()
+
+    def request(self, method, path, *, user=None, body=None, headers=None):
+        """(status, text) of an answer; redirects are not followed."""
+        headers = {"Content-Type": "application/json"} | (headers or {})
+        if user:
+            name = f"{user}:{self.users[user]}"
+            headers["Authorization"] = f"Basic {b64encode(name.encode()).decode()}"
+        data = json.dumps(body or {}).encode() if method != "GET" else None
+        request = urllib.request.Request(self.uri + path, data=data, method=method, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def variables(self, user):
+        names = {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_TRACKING_USERNAME": user}
+        return names | {"MLFLOW_TRACKING_PASSWORD": self.users[user]}
+
+    def fanin(self, *arguments, user, folder):
+        """Run the command as one of the users, in a project folder."""
+        return subprocess.run(
+            [sys.executable, "-m", "fanin", *arguments],
+            env=os.environ | self.variables(user),
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+
+    def read(self, query, *, database="mlflow"):
+        """Ask PostgreSQL as the role that only reads."""
+        password = self.secrets["READER_DB_PASSWORD"]
+        return self.cluster.ask(query, database=database, user="reader", password=password)
+
+    def add_users(self, *users):
+        for user in users:
+            self.users[user] = f"{user}'s long word"
+            body = {"username": user, "password": self.users[user]}
+            status, text = self.request("POST", "/api/2.0/mlflow/users/create", user="admin", body=body)
+            assert status == 200, text
+
+    def compose(self, *words, source=None, target=None):
+        """Stands for tools/stack.py's: does natively what Compose does in the containers."""
+        words = [word for word in words if word not in ("-T", "--rm", *EVERY)]
+        if words[0] == "stop":
+            self.stop()
+        if words[0] not in ("exec", "run"):
+            return
+        service, command = words[1], words[2:]
+        with ExitStack() as files:
+            stdin = files.enter_context(source.open("rb")) if source else subprocess.DEVNULL
+            stdout = files.enter_context(target.open("wb")) if target else None
+            if service == "postgres":
+                self.cluster.call(*command, stdin=stdin, stdout=stdout)
+            else:
+                variables = server_environment(self.cluster, self.secrets, self.artifacts)
+                native = [sys.executable, mounted(service, command[1]), *command[2:]]
+                subprocess.run(native, env=variables, stdin=stdin, stdout=stdout, check=True)
+
+
+def mounted(service, path):
+    """The file of ours that a container sees as `path`."""
+    [source] = [volume.split(":")[0] for volume in SERVICES[service]["volumes"] if volume.split(":")[1] == path]
+    return ROOT / source
+
+
+def lacking():
+    """What the services cannot do without and this machine has not; empty if all is there."""
+    if postgres_programs() is None:
+        return "PostgreSQL's server is not installed (Debian: apt-get install postgresql)"
+    for module in ("psycopg", "flask_wtf"):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed (pip install 'fanin[server]')"
+    return ""
+
+
+@contextmanager
+def running_stack(folder, **settings):
+    """The server with its database, secrets as `make up` makes them, and the users ada and bob."""
+    tool = import_stack()
+    tool.complete_env(folder / ".env", settings=tool.SETTINGS | settings | {"FANIN_PORT": str(free_port())})
+    secrets = tool.read_env(folder / ".env")
+    (folder / "artifacts").mkdir()
+    with postgres(postgres_programs(), secrets) as cluster:
+        stack = Stack(cluster, secrets, folder / "artifacts", folder / "server.log")
+        stack.users["admin"] = secrets["MLFLOW_ADMIN_PASSWORD"]
+        try:
+            stack.start()
+            stack.add_users("ada", "bob")
+            yield stack
+        finally:
+            stack.stop()
+
+
+def new_project(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("conf", "sweeps"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder

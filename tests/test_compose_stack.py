@@ -1,24 +1,28 @@
 """docker-compose.yml as a document; and its services as processes of this machine, for want of Docker."""
 
-import importlib.util
-import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from base64 import b64encode
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
+import tomllib
 
 import psutil
 import pytest
 import yaml
-from native_stack import COMPOSE, ROOT, SERVICES, import_stack, mlflow_server, postgres, postgres_programs
+from native_stack import (
+    COMPOSE,
+    ROOT,
+    SERVICES,
+    environment,
+    import_stack,
+    interpolate,
+    lacking,
+    new_project,
+    running_stack,
+)
 from recorded import free_port
 
 import fanin
@@ -28,7 +32,8 @@ from fanin.tracking import TrackingRefused
 
 TEXT = (ROOT / "docker-compose.yml").read_text()
 MANUAL = (ROOT / "docs" / "server.md").read_text()
-LONG_RUNNING = [name for name in SERVICES if name != "artifacts-owner"]
+OWN = [name for name, service in SERVICES.items() if "build" in service]  # our image, so our code
+VARIABLE = re.compile(r"\$\{(\w+)")
 stack_tool = import_stack()
 
 
@@ -46,6 +51,11 @@ def strings(node):
 
 def mounts(service):
     return [volume.split(":")[0] for volume in SERVICES[service].get("volumes", [])]
+
+
+def variables_of(*services):
+    """Names of the variables in .env that these services get."""
+    return {name for service in services for text in strings(SERVICES[service]) for name in VARIABLE.findall(text)}
 
 
 def test_the_file_obeys_the_schema_of_the_compose_specification():
@@ -83,6 +93,60 @@ def test_the_database_is_on_a_network_without_a_way_out():
     assert COMPOSE["networks"]["database"] == {"internal": True}
 
 
+def test_our_own_image_has_the_version_of_the_package_and_is_never_pulled():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for service in OWN:
+        options = SERVICES[service]
+        assert options["image"] == f"fanin:{version}" and options["pull_policy"] == "build"
+        assert (ROOT / options["build"]["context"] / options["build"]["dockerfile"]).is_file()
+
+
+def test_only_the_server_reaches_where_the_data_are():
+    on = {
+        network: {name for name in SERVICES if network in SERVICES[name].get("networks", [])}
+        for network in COMPOSE["networks"]
+    }
+    assert on["database"] == {"postgres", "mlflow", "optuna-dashboard"}
+    assert on["storage"] == {"s3", "mlflow"} and COMPOSE["networks"]["storage"] == {"internal": True}
+    assert on["training"] == {"mlflow", *OWN}
+    assert not {"postgres", "s3", *OWN} & on["published"]
+    assert not [name for name in (*OWN, "s3") if "ports" in SERVICES[name]]
+
+
+def test_what_trains_knows_no_secret_but_its_own():
+    """A study is code: it must not be able to read or delete what others made."""
+    assert variables_of(*OWN) & {*stack_tool.SECRETS} == {"SWEEPER_PASSWORD", "RAY_AUTH_TOKEN"}
+    assert variables_of("ray-worker") & {*stack_tool.SECRETS} == {"RAY_AUTH_TOKEN"}, "the head talks to MLflow"
+    assert variables_of("s3") & {*stack_tool.SECRETS} == {"S3_ACCESS_KEY", "S3_SECRET_KEY", "S3_RPC_SECRET"}
+    assert not variables_of("artifacts-owner", "s3-owner")
+    for service in OWN:
+        assert {*mounts(service)} <= {"project", "./conf", "./sweeps"}, "the folder itself holds .env"
+        assert all(volume.endswith(":ro") for volume in SERVICES[service].get("volumes", []) if volume[0] == ".")
+
+
+def test_a_ray_cluster_asks_for_a_token():
+    for service in ("ray-head", "ray-worker"):
+        assert SERVICES[service]["environment"]["RAY_AUTH_MODE"] == "token"
+
+
+def test_the_profiles_are_those_that_make_up_knows():
+    assert {profile for service in SERVICES.values() for profile in service.get("profiles", [])} == {
+        *stack_tool.PROFILES
+    }
+    assert [name for name in SERVICES if "profiles" not in SERVICES[name]] == ["postgres", "artifacts-owner", "mlflow"]
+
+
+def test_whoever_is_waited_for_says_when_it_is_ready():
+    for service in SERVICES.values():
+        for other, need in service.get("depends_on", {}).items():
+            if need["condition"] == "service_healthy":
+                assert SERVICES[other]["healthcheck"]["test"][0] == "CMD"
+            else:
+                assert need["condition"] == "service_completed_successfully" and other.endswith("-owner")
+            optional = "profiles" in SERVICES[other] and SERVICES[other]["profiles"] != service.get("profiles")
+            assert need.get("required", True) is not optional, "a service of another profile may not be there"
+
+
 def test_every_variable_is_required_and_made_by_make_up():
     used = re.findall(r"\$\{(\w+)([^}]*)\}", TEXT)
     assert {rule for _, rule in used} == {":?run make up"}, "a default would be the same everywhere"
@@ -111,14 +175,14 @@ def test_a_container_has_no_more_rights_than_it_needs(service):
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_container_cannot_take_the_machine(service):
     options = SERVICES[service]
-    assert options["mem_limit"] and options["cpus"] and options["pids_limit"]
+    assert options["mem_limit"] and options["pids_limit"] and ("cpus" in options or "cpuset" in options)
     assert {"max-size", "max-file"} <= {*options["logging"]["options"]}
 
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_every_mounted_file_and_volume_exists(service):
     for source in mounts(service):
-        assert (ROOT / source).is_file() if source.startswith(".") else source in COMPOSE["volumes"]
+        assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
 
 
 def test_workers_cannot_ask_for_more_connections_than_the_database_has():
@@ -174,6 +238,63 @@ def test_up_tells_where_to_log_in_and_shows_no_password(tmp_path):
     assert not any(values[name] in done.stdout + done.stderr for name in stack_tool.SECRETS)
 
 
+@pytest.fixture
+def recorder(tmp_path):
+    """A Compose that does nothing, and what it was told to do."""
+    log = tmp_path / "log"
+    script = tmp_path / "compose"
+    script.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+    script.chmod(0o755)
+    return str(script), lambda: [line for line in log.read_text().splitlines() if line != "version"]
+
+
+def test_the_object_store_once_chosen_is_started_every_time(tmp_path, recorder):
+    compose, told = recorder
+    assert run_tool(tmp_path, "up", "--profile=s3,dashboard", compose=compose).returncode == 0
+    assert stack_tool.read_env(tmp_path / ".env")["FANIN_ARTIFACTS"] == "s3://artifacts"
+    assert run_tool(tmp_path, "up", compose=compose).returncode == 0
+    assert told() == ["--profile dashboard --profile s3 up --detach --wait", "--profile s3 up --detach --wait"]
+
+
+@pytest.mark.parametrize("before", ["", "FANIN_PORT=5000\n"], ids=["of now", "of an older version"])
+def test_files_that_are_on_a_volume_are_not_left_behind_for_an_object_store(before, tmp_path, recorder):
+    compose, told = recorder
+    (tmp_path / ".env").write_text(before)
+    run_tool(tmp_path, "up", compose=compose)
+    done = run_tool(tmp_path, "up", "--profile=s3", compose=compose)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "FANIN_ARTIFACTS=/artifacts in .env" in done.stderr and len(told()) == 1
+
+
+def test_an_object_store_of_ones_own_needs_no_profile(tmp_path, recorder):
+    compose, told = recorder
+    (tmp_path / ".env").write_text("FANIN_ARTIFACTS=s3://ours/fanin\nFANIN_S3_ENDPOINT=https://s3.example.com\n")
+    assert run_tool(tmp_path, "up", compose=compose).returncode == 0
+    assert told() == ["up --detach --wait"]
+
+
+@pytest.mark.parametrize("given", ["s4", "s3,rya", "workers everything"])
+def test_a_profile_that_does_not_exist_is_refused_before_anything_is_made(given, tmp_path):
+    done = run_tool(tmp_path, "up", f"--profile={given}", compose="true")
+    assert done.returncode == 1 and "is none of dashboard, s3, workers, ray" in done.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_sweep_is_not_started_before_its_account_is_there(tmp_path, recorder):
+    compose, told = recorder
+    (tmp_path / ".env").write_text(f"FANIN_PORT={free_port()}\n")  # where nobody answers
+    done = run_tool(tmp_path, "up", "--profile=ray,workers", compose=compose)
+    assert done.returncode == 1 and "does not answer" in done.stderr
+    assert told() == ["--profile ray up --detach --wait"]
+
+
+def test_down_stops_whatever_a_profile_started(tmp_path, recorder):
+    compose, told = recorder
+    assert run_tool(tmp_path, "down", compose=compose).returncode == 0
+    [command] = told()
+    assert all(f"--profile {profile}" in command for profile in stack_tool.PROFILES) and command.endswith("down")
+
+
 @pytest.mark.parametrize("action", ["up", "down", "backup", "restore"])
 def test_without_compose_one_line_says_so_and_nothing_is_made(action, tmp_path):
     done = run_tool(tmp_path, action, compose="no-such-program compose")
@@ -192,7 +313,8 @@ def test_a_backup_that_failed_half_way_is_not_taken_for_one(tmp_path):
 def test_the_manual_names_what_there_is():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {*re.findall(r"(?:`|^ {4})make ([a-z]+)", MANUAL, flags=re.MULTILINE)} <= {*targets}
-    assert {*re.findall(r"\bFANIN_\w+", MANUAL)} <= {*stack_tool.SETTINGS, READ_URI}
+    assert {*re.findall(r"\bFANIN_\w+", MANUAL)} <= {*stack_tool.SETTINGS, READ_URI, "FANIN_DATA"}
+    assert {*re.findall(r"PROFILE=([\w,]+)", MANUAL)} >= {*stack_tool.PROFILES}
     assert yaml.safe_load(TEXT)["name"] in MANUAL
 
 
@@ -202,98 +324,12 @@ SWEEP = ["sweep", "initializers", "study.replicates=1", "epochs=2", "initializer
 SWEEP += ["data.n_train=400", "hardware.workers=1"]
 
 
-@dataclass
-class Stack:
-    """The running services, and what it takes to talk to them."""
-
-    cluster: object
-    secrets: dict
-    artifacts: Path
-    log: Path
-    uri: str = ""
-    users: dict = field(default_factory=dict)  # name -> password
-    running: ExitStack = field(default_factory=ExitStack)
-
-    def start(self):
-        log = self.running.enter_context(self.log.open("a"))
-        server = mlflow_server(self.cluster, self.secrets, self.artifacts, log=log)
-        self.uri = self.running.enter_context(server)
-
-    def stop(self):
-        self.running.close()
-
-    def request(self, method, path, *, user=None, body=None, headers=None):
-        """(status, text) of an answer; redirects are not followed."""
-        headers = {"Content-Type": "application/json"} | (headers or {})
-        if user:
-            name = f"{user}:{self.users[user]}"
-            headers["Authorization"] = f"Basic {b64encode(name.encode()).decode()}"
-        data = json.dumps(body or {}).encode() if method != "GET" else None
-        request = urllib.request.Request(self.uri + path, data=data, method=method, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode()
-
-    def variables(self, user):
-        names = {"MLFLOW_TRACKING_URI": self.uri, "MLFLOW_TRACKING_USERNAME": user}
-        return names | {"MLFLOW_TRACKING_PASSWORD": self.users[user]}
-
-    def fanin(self, *arguments, user, folder):
-        """Run the command as one of the users, in a project folder."""
-        return subprocess.run(
-            [sys.executable, "-m", "fanin", *arguments],
-            env=os.environ | self.variables(user),
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
-
-    def read(self, query, *, database="mlflow"):
-        """Ask PostgreSQL as the role that only reads."""
-        password = self.secrets["READER_DB_PASSWORD"]
-        return self.cluster.ask(query, database=database, user="reader", password=password)
-
-
-def new_project(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("conf", "sweeps"):
-        (folder / name).symlink_to(ROOT / name)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    programs = postgres_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL's server is not installed (Debian: apt-get install postgresql)")
-    for module in ("psycopg", "flask_wtf"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed (pip install 'fanin[server]')")
-    folder = tmp_path_factory.mktemp("stack")
-    stack_tool.complete_env(folder / ".env")
-    secrets = stack_tool.read_env(folder / ".env") | {"FANIN_PORT": str(free_port())}
-    (folder / "artifacts").mkdir()
-    with postgres(programs, secrets) as cluster:
-        stack = Stack(cluster, secrets, folder / "artifacts", folder / "server.log")
-        stack.users |= {
-            "admin": secrets["MLFLOW_ADMIN_PASSWORD"],
-            "ada": "ada's long word",
-            "bob": "bob's long word",
-        }
-        try:
-            stack.start()
-            for user in ("ada", "bob"):
-                body = {"username": user, "password": stack.users[user]}
-                status, text = stack.request("POST", "/api/2.0/mlflow/users/create", user="admin", body=body)
-                assert status == 200, text
-            yield stack
-        finally:
-            stack.stop()
+    if missing := lacking():
+        pytest.skip(missing)
+    with running_stack(tmp_path_factory.mktemp("stack")) as stack:
+        yield stack
 
 
 @pytest.fixture(scope="module")
@@ -434,6 +470,36 @@ def test_fanin_says_in_one_line_that_a_password_is_wrong(command, stack, tmp_pat
 
 
 @pytest.mark.slow
+def test_the_service_sweep_runs_its_study_with_an_account_that_make_up_makes(stack, tmp_path):
+    for _ in range(2):  # the second time it is there
+        stack_tool.make_account("sweeper", stack.secrets["SWEEPER_PASSWORD"], values=stack.secrets)
+    study = "batch_norm study.replicates=1 epochs=1 regularization=none initializer=normal data.n_train=400"
+    values = stack.secrets | {"FANIN_SWEEP": f"{study} hardware.workers=1"}
+    command = shlex.split(interpolate(SERVICES["sweep"]["command"], values))
+    assert command[:2] == ["fanin", "sweep"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        env=environment("sweep", values, MLFLOW_TRACKING_URI=stack.uri),
+        cwd=new_project(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0 and "not fully" not in done.stderr, done.stderr
+    assert values["SWEEPER_PASSWORD"] not in done.stdout + done.stderr
+    [experiment] = stack.read("select experiment_id from experiments where name = 'batch_norm'")
+    asked = f"/api/2.0/mlflow/experiments/get?experiment_id={experiment}"
+    assert [stack.request("GET", asked, user=user)[0] for user in ("admin", "ada")] == [200, 403]
+
+
+@pytest.mark.slow
+def test_make_up_says_what_to_do_when_the_admin_has_another_password_by_now(stack):
+    with pytest.raises(stack_tool.StackError, match=r"account newcomer \(401\): make it yourself, with NEWCOMER_"):
+        stack_tool.make_account("newcomer", "long enough", values=stack.secrets | {"MLFLOW_ADMIN_PASSWORD": "old"})
+
+
+@pytest.mark.slow
 def test_reading_with_a_wrong_password_raises_our_error(stack, tmp_path, as_user):
     stack.users["eve"] = "no account, no password"
     as_user("eve")
@@ -520,23 +586,7 @@ def test_no_secret_shows_in_logs_process_lists_or_the_project(stack, swept):
 @pytest.mark.slow
 def test_a_backup_brings_everything_back_after_all_is_lost(stack, swept, as_user, tmp_path, monkeypatch):
     """Last: it stops the server. Also shows that a server which starts again has its accounts and data."""
-
-    def compose(*words, source=None, target=None):
-        words = [word for word in words if word not in ("-T", "--rm", *stack_tool.EVERY)]
-        if words[0] == "stop":
-            stack.stop()
-        if words[0] not in ("exec", "run"):
-            return
-        command = [str(stack.artifacts) if word == "/artifacts" else word for word in words[2:]]
-        with ExitStack() as files:
-            stdin = files.enter_context(source.open("rb")) if source else subprocess.DEVNULL
-            stdout = files.enter_context(target.open("wb")) if target else None
-            if words[1] == "postgres":
-                stack.cluster.call(*command, stdin=stdin, stdout=stdout)
-            else:
-                subprocess.run(command, stdin=stdin, stdout=stdout, check=True)
-
-    monkeypatch.setattr(stack_tool, "compose", compose)
+    monkeypatch.setattr(stack_tool, "compose", stack.compose)
     monkeypatch.chdir(tmp_path)
     as_user("ada")
     before = fanin.runs("initializers", project=swept)

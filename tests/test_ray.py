@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
+from native_stack import SERVICES, environment
 from processes import Command, attempt, children, curves, folders, leaderboard, open_runs, write_study
-from recorded import new_database, wait_until
+from recorded import free_port, new_database, wait_until
 
 from fanin import spool
 from fanin.app import main
@@ -85,6 +88,58 @@ def nodes(tmp_path_factory):
     nodes.close()
 
 
+class Services:
+    """ray-head and ray-worker of docker-compose.yml as processes of this machine, for want of containers: only the
+    address of the head is another, and both nodes are on the loopback interface."""
+
+    def __init__(self, folder):
+        self.folder, self.port = folder, free_port()
+        self.running = []
+
+    def variables(self, service):
+        """What a shell in the service's container has as its environment."""
+        secrets = {"RAY_AUTH_TOKEN": "a" * 64, "SWEEPER_PASSWORD": "none"}
+        here = {"HOME": str(self.folder), "RAY_TMPDIR": str(self.folder)}
+        return environment(service, secrets, RAY_ADDRESS=f"127.0.0.1:{self.port}", **here)
+
+    def native(self, words):
+        assert words[0] == "ray"
+        words = [word.replace("ray-head:6379", f"127.0.0.1:{self.port}") for word in words[1:]]
+        words = [f"--port={self.port}" if word == "--port=6379" else word for word in words]
+        return [str(Path(sys.executable).with_name("ray")), *words]
+
+    def start(self, service):
+        command = [*self.native(SERVICES[service]["command"]), "--node-ip-address=127.0.0.1"]
+        with (self.folder / f"{service}.log").open("w") as log:
+            node = subprocess.Popen(
+                command, env=self.variables(service), stdout=log, stderr=log, start_new_session=True
+            )
+        self.running.append(node)
+        wait_until(lambda: self.healthy(service), seconds=90)
+
+    def healthy(self, service):
+        check = self.native(SERVICES[service]["healthcheck"]["test"][1:])
+        done = subprocess.run(check, env=self.variables(service), capture_output=True, check=False)
+        return done.returncode == 0
+
+    def stop(self):
+        for node in reversed(self.running):
+            node.terminate()
+            node.wait(60)
+
+
+@pytest.fixture
+def services():
+    with tempfile.TemporaryDirectory(prefix="fanin-ray-", ignore_cleanup_errors=True) as folder:  # a short path
+        services = Services(Path(folder))
+        try:
+            services.start("ray-head")
+            services.start("ray-worker")
+            yield services
+        finally:
+            services.stop()
+
+
 def project_in(folder):
     (folder / "conf").symlink_to(ROOT / "conf")
     (folder / "mine.py").write_text(MODEL)
@@ -153,3 +208,21 @@ def test_runs_that_split_a_data_set_in_different_ways_share_its_place_on_the_clu
 
     assert [place(), place(n_train=50), place(val=20, scale="none")] == [1, 1, 1]
     assert len(placed) == 1 and len(placed[0].train) > 1000
+
+
+def test_the_services_of_the_compose_file_are_a_cluster_that_sweeps_for_those_who_know_its_token(
+    services, tmp_path_factory, monkeypatch
+):
+    project = project_in(tmp_path_factory.mktemp("ray"))
+    for name, value in services.variables("ray-head").items():
+        if name.startswith("RAY_"):
+            monkeypatch.setenv(name, value)
+    sweep = ("sweep", "faults", "model=softmax", "model._target_=mine.Mine", "hardware=ray", "epochs=2")
+    command = Command(project, *sweep)
+    assert command.end(seconds=240) == 0, command.output
+    assert "2 workers on a Ray cluster that has room for 2" in command.output, "none on the head"
+    assert children(project) == {run.name: ["FINISHED"] for run in folders(project)}
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
+    stranger = Command(project_in(tmp_path_factory.mktemp("stranger")), *sweep)
+    assert stranger.end(seconds=200) == 2, stranger.output

@@ -197,7 +197,7 @@ def _tracking(project: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
     file = sqlite_file(tracker.uri)
     yield _server(tracker) if file is None else _database(file)
     studies = [Folder(path.parent) for path in sorted((project / MEMORY).glob("*/run.json"))]
-    left = [folder for study in studies for folder in unshipped(study, uri=tracker.uri)]
+    left = [folder for study in studies for folder in unshipped(study, uri=tracker.address)]
     if left:
         yield Finding(NOTE, "tracking", f"{_count(left, 'run')} not fully in MLflow yet; fanin sync ships them")
 

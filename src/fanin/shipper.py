@@ -49,7 +49,7 @@ class Shipper:
     def catch_up(self, study: Folder) -> None:
         """Ship what earlier sessions left in the spools of a study, the study first. Not at once: importing
         MLflow would slow the first epoch."""
-        for folder in unshipped(study, uri=self._tracker.uri):
+        for folder in unshipped(study, uri=self._tracker.address):
             self.nudge(folder)
 
     @property

@@ -82,7 +82,7 @@ def unshipped(study: Folder, *, uri: str) -> Iterator[Folder]:
 
 
 def _ship(folder: Folder, tracker: Tracker, guard: Guard | None) -> bool:
-    shipped = folder.shipped(tracker.uri)
+    shipped = folder.shipped(tracker.address)
     records, offset = spool.read(folder.spool, shipped.offset)
     if records:
         whole, _ = spool.read(folder.spool)
@@ -173,10 +173,10 @@ def _describe(folder: Folder, tracker: Tracker, guard: Guard | None) -> Descript
     study = folder.study
     if folder == study:
         return describe_study(folder.spec())
-    parent = study.shipped(tracker.uri).run
+    parent = study.shipped(tracker.address).run
     if not parent:
         _ship(study, tracker, guard)
-        parent = study.shipped(tracker.uri).run
+        parent = study.shipped(tracker.address).run
         assert parent, f"{study.spool}: append a start record before any run of the study is shipped"
     return describe_run(folder.spec(), study=study.spec(), parent=parent)
 

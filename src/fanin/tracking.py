@@ -36,7 +36,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 CLOSING = "\"')"  # what ends an error within an error
-CREDENTIALS = re.compile(r"//[^/@]*@")
+CREDENTIALS = re.compile(r"(?<=://)[^/]*@")
 REFUSALS = {
     "BAD_REQUEST",
     "CUSTOMER_UNAUTHORIZED",
@@ -87,7 +87,7 @@ class Tracker:
     @property
     def address(self) -> str:
         """The URI without a password that it may hold: for messages."""
-        return CREDENTIALS.sub("//", self.uri)
+        return CREDENTIALS.sub("", self.uri)
 
     @property
     def local(self) -> bool:
@@ -294,17 +294,16 @@ class Tracker:
 def resolve(uri: str | None, *, project: Path) -> str:
     """The URI in full: `uri`, $MLFLOW_TRACKING_URI or the default; SQLite paths relative to the project."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    scheme = uri.split("://")[0]
+    scheme, shown = uri.split("://")[0], CREDENTIALS.sub("", uri)
     if scheme == "postgresql":
         raise ConfigError(
-            "MLFLOW_TRACKING_URI: a URI must name its driver, as in 'postgresql+psycopg://...', "
-            f"got {uri.split('@')[-1]!r}"
+            f"MLFLOW_TRACKING_URI: a URI must name its driver, as in 'postgresql+psycopg://...', got {shown!r}"
         )
     known = scheme in ("http", "https", "sqlite") or scheme.startswith(("postgresql+", "mysql+", "mssql+"))
-    require(known, "MLFLOW_TRACKING_URI", "must be a sqlite:///, http(s):// or postgresql+psycopg:// URI", uri)
+    require(known, "MLFLOW_TRACKING_URI", "must be a sqlite:///, http(s):// or postgresql+psycopg:// URI", shown)
     rule = "must name a file after three slashes, sqlite:///mlflow.db"
-    require(scheme != "sqlite" or len(uri) > 10 and uri[9] == "/", "MLFLOW_TRACKING_URI", rule, uri)
-    require(scheme[:4] != "http" or uri.split("://")[1], "MLFLOW_TRACKING_URI", "must name a server", uri)
+    require(scheme != "sqlite" or len(uri) > 10 and uri[9] == "/", "MLFLOW_TRACKING_URI", rule, shown)
+    require(scheme[:4] != "http" or uri.split("://")[1], "MLFLOW_TRACKING_URI", "must name a server", shown)
     database = sqlite_file(uri)
     return uri if database is None else f"sqlite:///{project / database}"
 

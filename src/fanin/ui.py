@@ -36,7 +36,7 @@ def serve(*, project: Path, port: int) -> int:
     """
     tracker = Tracker(project=project)
     if tracker.uri.startswith("http"):
-        print(*links(tracker, tracker.uri), sep="\n")
+        print(*links(tracker, tracker.address), sep="\n")
         return 0
     file = sqlite_file(tracker.uri)
     if file and not file.exists():
@@ -65,12 +65,12 @@ def links(tracker: Tracker, server: str) -> list[str]:
 def running(uri: str, *, address: str) -> Iterator[subprocess.Popen[bytes]]:
     """MLflow's server over the store `uri`, once it answers at `address`; ended with all its workers."""
     host, port = address.removeprefix("http://").split(":")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri]
-    command += ["--host", host, "--port", port, "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "ui", "--host", host, "--port", port, "--workers", "1"]
+    store = {"MLFLOW_BACKEND_STORE_URI": uri}  # it may hold a password, and everybody can list commands
     with tempfile.TemporaryFile() as log:
         # A session of its own: Ctrl-C is for us, who end the server without its traceback.
         server = subprocess.Popen(
-            command, env={**os.environ, **SWITCHES}, stdout=log, stderr=log, start_new_session=True
+            command, env={**os.environ, **SWITCHES, **store}, stdout=log, stderr=log, start_new_session=True
         )
         try:
             _wait_until_ready(server, address, log)
