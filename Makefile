@@ -47,7 +47,7 @@ bench: $(READY) ## the promised speeds, each as a ratio measured in one run
 	@for script in benchmarks/bench_*.py; do $(BIN)/python $$script $(ARGS) || exit 1; done
 
 audit: $(READY) ## known vulnerabilities of the pinned packages: SECURITY.md
-	@$(BIN)/uv tool run pip-audit@2.10.1 --disable-pip --no-deps --requirement=requirements.txt \
+	@$(BIN)/uv tool run pip-audit@2.10.1 --strict --disable-pip --no-deps --requirement=requirements.txt \
 		--requirement=deploy/constraints.txt $(ARGS)
 
 up: ## a team's server in Docker: make up [PROFILE=s3,workers,ray,dashboard]; docs/server.md

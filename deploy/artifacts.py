@@ -11,7 +11,8 @@ import posixpath
 import sys
 import tarfile
 from collections.abc import Iterator
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import Any
 
 BLOCK = tarfile.RECORDSIZE
 
@@ -67,10 +68,10 @@ class Bucket:
 
     def load(self, archive: tarfile.TarFile) -> None:
         for member in archive:
-            if member.isfile():
-                content: IO[bytes] | None = archive.extractfile(member)
+            if content := archive.extractfile(member):  # none of a folder
                 key = posixpath.normpath(posixpath.join(self.prefix, member.name))
-                self.client.upload_fileobj(content, self.bucket, key)
+                # a member of a stream promises to seek and cannot: boto3 must take it for what can only be read
+                self.client.upload_fileobj(SimpleNamespace(read=content.read), self.bucket, key)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def tables(uri: str, *, key: str) -> Iterator[PostgresTables]:
         import psycopg
     except ImportError as error:
         raise ConfigError(f"{key}: reading PostgreSQL needs psycopg: pip install 'fanin[server]'") from error
-    place = CREDENTIALS.sub("", uri)
+    place = CREDENTIALS.sub("//", uri)
     address = re.sub(r"^postgresql\+\w+:", "postgresql:", uri)
     try:
         with psycopg.connect(address, connect_timeout=10, application_name="fanin") as connection:

@@ -36,7 +36,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 CLOSING = "\"')"  # what ends an error within an error
-CREDENTIALS = re.compile(r"(?<=://)[^/]*@")
+CREDENTIALS = re.compile(r"//[^/\s]*@")
 REFUSALS = {
     "BAD_REQUEST",
     "CUSTOMER_UNAUTHORIZED",
@@ -87,7 +87,7 @@ class Tracker:
     @property
     def address(self) -> str:
         """The URI without a password that it may hold: for messages."""
-        return CREDENTIALS.sub("", self.uri)
+        return CREDENTIALS.sub("//", self.uri)
 
     @property
     def local(self) -> bool:
@@ -294,7 +294,7 @@ class Tracker:
 def resolve(uri: str | None, *, project: Path) -> str:
     """The URI in full: `uri`, $MLFLOW_TRACKING_URI or the default; SQLite paths relative to the project."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    scheme, shown = uri.split("://")[0], CREDENTIALS.sub("", uri)
+    scheme, shown = uri.split("://")[0], CREDENTIALS.sub("//", uri)
     if scheme == "postgresql":
         raise ConfigError(
             f"MLFLOW_TRACKING_URI: a URI must name its driver, as in 'postgresql+psycopg://...', got {shown!r}"
