@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 
 import psutil
 import pytest
@@ -11,8 +9,10 @@ from recorded import free_port, make_run, make_study, new_database, train
 from test_policy import MODULES, ROOT, WITHOUT_TORCH, imports
 
 from fanin import ui
+from fanin.app import main
 from fanin.errors import ConfigError
 from fanin.shipping import ship
+from fanin.sweep import engine
 from fanin.tracking import Tracker
 
 PASSWORD = "hunter2-hunter2-hunter2"
@@ -63,17 +63,20 @@ def test_the_ui_listens_on_this_machine_only_and_its_command_has_no_address_of_a
     assert not [command for command in commands if uri in command]
 
 
-def test_a_password_is_in_nothing_that_a_run_leaves_or_prints(tmp_path, monkeypatch):
+def test_a_password_is_in_nothing_that_a_run_leaves_or_prints(tmp_path, monkeypatch, capfd):
     """Also not that of an address which holds one; the server is down, so that errors are told, too."""
     for name in ("conf", "sweeps"):
         (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:{PASSWORD}@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    command = [sys.executable, "-m", "fanin", "train", "epochs=1", "data.n_train=200", "model=softmax"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0 and "not fully in MLflow" in done.stdout + done.stderr, done.stderr
-    assert PASSWORD not in done.stdout + done.stderr
+    monkeypatch.setattr(engine, "FLUSH", 0.1)
+    assert main(["train", "epochs=1", "data.n_train=200", "model=softmax"]) == 0
+    assert main(["doctor"]) in (0, 1)
+    said = capfd.readouterr()
+    assert "not fully in MLflow" in said.out + said.err and "127.0.0.1" in said.out + said.err
+    assert PASSWORD not in said.out + said.err
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(left) > 3
     assert not [path for path in left if PASSWORD in path.read_bytes().decode(errors="ignore")]
