@@ -15,6 +15,7 @@ from fanin.shipping import ship
 from fanin.sweep import engine
 from fanin.tracking import Tracker
 
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 PASSWORD = "hunter2-hunter2-hunter2"
 UNPICKLERS = {
     "fanin.sweep.foreign": "a program's own function, on its way from its coordinator to its workers",
@@ -49,7 +50,6 @@ def test_nothing_in_the_sources_listens_on_every_interface():
     assert ui.HOST == "127.0.0.1"
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_the_ui_listens_on_this_machine_only_and_its_command_has_no_address_of_a_store(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     new_database(tmp_path / "mlflow.db")
