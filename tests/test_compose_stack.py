@@ -313,7 +313,7 @@ def test_a_backup_that_failed_half_way_is_not_taken_for_one(tmp_path):
 def test_the_manual_names_what_there_is():
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert {*re.findall(r"(?:`|^ {4})make ([a-z]+)", MANUAL, flags=re.MULTILINE)} <= {*targets}
-    assert {*re.findall(r"\bFANIN_\w+", MANUAL)} <= {*stack_tool.SETTINGS, READ_URI, "FANIN_DATA"}
+    assert {*re.findall(r"\bFANIN_\w+", MANUAL)} <= {*stack_tool.SETTINGS, READ_URI, "FANIN_DATA", "FANIN_STATE_URI"}
     assert {*re.findall(r"PROFILE=([\w,]+)", MANUAL)} >= {*stack_tool.PROFILES}
     assert yaml.safe_load(TEXT)["name"] in MANUAL
 
