@@ -37,6 +37,7 @@ HEALTHY = {
     "momentum": ["optimizer=momentum"],
     "softmax": ["model=softmax"],
     "only the last layer zeros": ["initializer=zero_last"],
+    "a last layer that looks at black pixels": ["initializer=partial_identity", "model.widths=[784,256]"],
     "fixup": ["model=resmlp", "model.branch=fixup", "initializer=fixup"],
     "cnn with batch norm": ["model=cnn_small", "batch_size=32"],
     "cnn": ["model=cnn_small", "model.norm=none", "batch_size=32", "initializer=xavier_uniform"],
@@ -47,6 +48,10 @@ ILL = {
     "normal": (["initializer=normal"], {"exploding_signal"}),
     "uniform": (["initializer=uniform"], {"exploding_signal"}),
     "normal_002, 10 layers": ([DEEP, "initializer=normal_002"], {"vanishing_gradient"}),
+    "tanh, 60 layers, whose gradient ends at 0": (
+        ["model.depth=60", "model.width=64", "model.activation=tanh", "initializer=normal_002"],
+        {"vanishing_gradient"},
+    ),
     "sigmoid, 10 layers": (
         [DEEP, "model.activation=sigmoid", "initializer=xavier_normal"],
         {"vanishing_gradient", "dead_class"},

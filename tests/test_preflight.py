@@ -35,6 +35,7 @@ VERDICTS = {
         ["initializer=zeros", "regularization=dropout"],
         "vanishes",
     ),
+    "zeros with random biases": (["initializer=zeros", "initializer.bias=torch_default"], "vanishes"),
     "constant": (["initializer=constant"], "symmetric"),
     "constant with random biases": (["initializer=constant", "initializer.bias=torch_default"], "explodes"),
     "normal": (["initializer=normal"], "explodes"),
@@ -47,6 +48,14 @@ VERDICTS = {
     "sigmoid, 10 layers": (["model.activation=sigmoid", "initializer=xavier_normal", DEEP], "vanishes"),
     "he under much dropout, 30 layers": ([f"model.widths={[64] * 29}", "regularization.dropout=0.5"], "explodes"),
     "only the last layer zeros": (["initializer=zero_last"], "ok"),
+    "a last layer that looks at black pixels": (
+        ["initializer=partial_identity", "model.widths=[784,256]"],
+        "ok",
+    ),
+    "ordered tanh, so deep that nothing is left of the gradient": (
+        ["model.activation=tanh", "initializer=normal_002", "model.depth=60", "model.width=64"],
+        "vanishes",
+    ),
     "muP with a readout of zeros": (
         ["initializer=mup", "initializer.base_width=64", "initializer.readout=zeros"],
         "ok",

@@ -10,8 +10,9 @@ exploding_signal    At the last epoch, E[z^2] of the logits is above 1e4 E[x^2],
                     784-256-256-10 above 1e6.
 vanishing_gradient  Before training, the squared gradient of the first layer is below 1e-6 times that of the logits: so
                     it is where sigmoid networks get stuck, with 5 hidden layers (Glorot and Bengio 2010). Networks
-                    that trained well started above 7e-4. A last layer of zeros (zero_last, fixup) lets nothing
-                    through before its first step: then the first epoch after it is judged.
+                    that trained well started above 7e-4. A last layer of zeros (zero_last, fixup), or of ones at
+                    black pixels (partial_identity), lets nothing through before its first step: then the first
+                    epoch after it is judged.
 saturated_units     At the last epoch, more than 75 % of a layer's outputs lie in the outer 5 % of the activation's
                     range (Glorot and Bengio 2010). Healthy runs had up to 25 %.
 dead_units          At the last epoch, more than 75 % of a layer's rectifiers are 0 on the whole probe (Lu et al. 2020).
@@ -153,14 +154,17 @@ def _overstepping(epochs: Sequence[Metrics], start: Metrics, *, since: int) -> F
 
 
 def _opened(epochs: Sequence[Metrics]) -> Metrics:
-    """The first epoch whose last layer is not still the zeros that it was started with; no metrics if none is."""
+    """The first epoch whose last layer is not shut, as it may be at its start; no metrics if none is."""
     return next((epoch for epoch in epochs if not _shut(epoch)), {})
 
 
 def _shut(metrics: Metrics) -> bool:
-    """Whether the last layer has no weight but zeros, though the first one has."""
-    path, norms = [*_gains(metrics, "forward_gain")], _by_layer(metrics, "weight", "norm")
-    return len(path) > 1 and norms.get(path[-1]) == 0 and norms.get(path[0], 0.0) > 0
+    """Whether the last layer lets nothing back, but gets a gradient itself, so that its first step opens it; not in
+    a network of zeros."""
+    path, backward = [*_gains(metrics, "forward_gain")], [*_gains(metrics, "backward_gain").values()]
+    if backward[-1:] != [0] or not metrics.get(f"weight/{path[0]}/norm"):
+        return False
+    return metrics.get(f"grad/{path[-1]}/norm", 0.0) > 0
 
 
 def _vanishing(start: Metrics) -> Finding | None:

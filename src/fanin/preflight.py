@@ -6,7 +6,7 @@ dropout drops, batch norm takes the batch's own averages. Verdicts have the thre
     symmetric   a hidden layer's units are copies, and neither biases nor dropout tell them apart
     explodes    E[z^2] of the logits > 1e4 E[x^2], or the squared gradient grows by 1e6 from the logits to layer one
     vanishes    the squared gradient of the first layer < 1e-6 times that of the logits, zero included; not where
-                only the last layer is zeros, which its first step ends
+                only the last layer is shut (zeros), which its first step ends
     ok          none of these
 
 A branch that passes nothing on at first (fixup, rezero) is no end of the signal, which goes around it: its layers are
@@ -18,6 +18,7 @@ from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fanin.diagnose import EXPLODED, STEEP, SYMMETRIC, VANISHED
@@ -35,7 +36,7 @@ def fly(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     (None where there is none). The model is used up: its batch norms and dropout streams have moved."""
     model.train()
     predicted, measured = predict(model, images), measure_gains(model, images, labels)
-    verdict, reason = judge(model, measured, hidden=hidden_layers(model, images))
+    verdict, reason = judge(model, measured, images, labels)
     return {
         "verdict": verdict,
         "reason": reason,
@@ -46,24 +47,29 @@ def fly(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def judge(model: nn.Module, gains: Gains, *, hidden: Container[str]) -> tuple[str, str]:
-    """A verdict, and the number that shows it. `hidden`: the layers whose units must differ."""
+def judge(model: nn.Module, gains: Gains, images: Tensor, labels: Tensor) -> tuple[str, str]:
+    """A verdict, and the number that shows it."""
     forward, backward = (math.prod(passing(side.values())) for side in (gains.forward, gains.backward))
-    if path := twins(model, hidden=hidden):
+    if path := twins(model, hidden=hidden_layers(model, images)):
         return "symmetric", f"all units of {path} are the same"
     if not forward <= EXPLODED:
         return "explodes", f"signal x {forward**0.5:.2g} from input to logits"
     if not backward <= STEEP:
         return "explodes", f"gradient x {backward**0.5:.2g} from logits to input"
-    if gains.backward and backward < VANISHED and not is_shut(model, gains):
+    if gains.backward and backward < VANISHED and not is_shut(model, gains, images, labels):
         return "vanishes", f"layer one gets {backward**0.5:.1g} of the gradient"
     return "ok", ""
 
 
-def is_shut(model: nn.Module, gains: Gains) -> bool:
-    """Whether the last layer has no weight but zeros, though the first one has: zero_last and its like."""
+def is_shut(model: nn.Module, gains: Gains, images: Tensor, labels: Tensor) -> bool:
+    """Whether the last layer lets nothing back, but gets a gradient itself: zero_last, fixup, partial_identity. Not in
+    a network of zeros."""
     layers, path = layers_of(model), [*gains.forward]
-    return bool(layers[path[0]].weight.any()) and not bool(layers[path[-1]].weight.any())
+    if [*gains.backward.values()][-1] != 0 or not layers[path[0]].weight.any():
+        return False
+    loss = F.cross_entropy(model.forward(images), labels)
+    (gradient,) = torch.autograd.grad(loss, [layers[path[-1]].weight], allow_unused=True)
+    return gradient is not None and bool(gradient.any())
 
 
 @torch.no_grad()
