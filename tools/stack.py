@@ -134,7 +134,8 @@ def up(*, profiles: Collection[str]) -> None:
     first = not read_env()  # a server that is there has its files elsewhere
     made = complete_env(settings=SETTINGS | ({"FANIN_ARTIFACTS": BUCKET} if first and "s3" in profiles else {}))
     if made:
-        print(f".env: made {', '.join(made)}; keep a copy in a safe place")
+        what = "a random value for every secret" if first else ", ".join(made)
+        print(f".env: made {what}; keep a copy in a safe place")
     values = read_env()
     if "s3" in profiles and not uses_own_store(values):
         place = values["FANIN_ARTIFACTS"]
