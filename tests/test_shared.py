@@ -12,7 +12,7 @@ from conftest import ROOT
 from databases import lacking
 from native_stack import import_stack, mlflow_server, postgres, postgres_programs
 from plans import METRIC, Play, Result, make_study
-from processes import Command, children, curves, epochs_of, leaderboard, open_runs, pauses, write_study
+from processes import Command, curves, epochs_of, leaderboard, open_runs, pauses, statuses, write_study
 from recorded import free_port, make_run, new_database, train, wait_until
 from recorded import make_study as declare_study
 
@@ -77,7 +77,7 @@ def server(tmp_path_factory):
     with postgres(postgres_programs(), secrets) as cluster:
         one = Server(cluster, secrets)
         yield one
-        one.stop()  # a test may have started it anew, and then it is not the fixture's child
+        one.stop("fast")  # a test may have started it anew, and then it is not the fixture's child
 
 
 @pytest.fixture
@@ -380,22 +380,24 @@ def test_optuna_shows_the_search_as_it_goes_on_and_after_it_was_begun_anew(clean
 # ---- real sweeps ----
 
 MODEL = '''\
-import os
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from torch import nn
 
 
 class Slow(nn.Module):
-    """Takes its time as long as there is a file "slow"."""
+    """Takes its time a batch, as many seconds as the file "slow" says while there is one."""
 
     def __init__(self, in_shape, classes):
         super().__init__()
         self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
 
     def forward(self, images):
-        if self.training and os.path.exists("slow"):
-            time.sleep(0.05)
+        with suppress(FileNotFoundError):
+            if self.training:
+                time.sleep(float(Path("slow").read_text()))
         return self.layer(images.flatten(1))
 '''
 STATE = "tracking.state=${oc.env:FANIN_STATE_URI}"  # as in conf/tracking/server.yaml
@@ -432,7 +434,7 @@ def team(clean, tmp_path, monkeypatch):
     monkeypatch.setenv("FANIN_STATE_URI", clean.address())
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     team = Team(clean, *(machine(tmp_path / name) for name in ("hub", "one", "two")))
-    (team.one / "slow").touch()
+    (team.one / "slow").write_text("0.05")
     return team
 
 
@@ -460,7 +462,7 @@ def alone(tmp_path_factory):
 
 def once(hub):
     """The points of the four runs, of which each is FINISHED once, and each point there once."""
-    assert sorted(children(hub).values()) == 4 * [["FINISHED"]]
+    assert sorted(statuses(hub).values()) == 5 * [["FINISHED"]], "with the study's own"
     found = {key: values for key, values in curves(hub).items() if not key[0].startswith("faults")}
     assert {len(values) for values in found.values()} == {1}
     return found
@@ -495,6 +497,9 @@ def test_a_sweep_is_refused_elsewhere_while_it_lives_and_gone_on_with_there_when
     assert "of other machines fetched" in output
     assert {attempts(team.two)[name] for name in ended} == {1}, "what is done is not repeated"
     assert (leaderboard(output), once(team.hub)) == alone
+    secret = team.server.secrets["OPTUNA_DB_PASSWORD"].encode()
+    written = [path for folder in (team.hub, team.one, team.two) for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 50 and not [path for path in written if secret in path.read_bytes()]
 
     monkeypatch.chdir(team.one)  # the first machine comes back
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{team.hub}/mlflow.db")
@@ -527,8 +532,9 @@ def test_a_coordinator_that_was_cut_off_stops_when_it_comes_back_and_changes_not
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 def test_a_restart_of_postgres_costs_no_epoch_a_second_and_leaves_the_study_with_its_owner(team, alone, launch, mode):
+    (team.one / "slow").write_text("0.2")
     first = launch(team.one, *team.options)
-    trained(first, epochs=11)
+    trained(first, epochs=4)
     team.server.stop(mode)
     gone = time.time()
     first.wait_for("tracking is down")
@@ -570,7 +576,7 @@ def test_the_whole_stack_a_search_killed_again_and_again_on_two_machines_ends_as
 ):
     """MLflow with accounts and PostgreSQL as docker-compose.yml has them; TPE with a pruner, one worker."""
     search = ["hydra/sweeper=tpe", "hydra/sweeper/pruner=median", "hydra.sweeper.max_trials=8"]
-    search += ["hydra.sweeper.params={optimizer.lr: 'tag(log,interval(1e-4,1e-1))'}", "study.replicates=1"]
+    search += ["optimizer.lr=tag(log,interval(1e-4,1e-1))", "study.replicates=1"]
     search += ["hydra.sweeper.pruner.n_startup_trials=2"]
     reference = launch(machine(tmp_path / "whole"), "sweep", "faults", *SLOW, *search)
     assert reference.end() == 0, reference.output
@@ -584,7 +590,7 @@ def test_the_whole_stack_a_search_killed_again_and_again_on_two_machines_ends_as
         mlflow_server(team.server.cluster, values, tmp_path / "artifacts", log=log) as uri,
     ):
         options = ["sweep", "faults", f"tracking.uri={uri}", STATE, *SLOW, *search]
-        (team.two / "slow").touch()
+        (team.two / "slow").write_text("0.05")
         for i in range(4):
             project = (team.one, team.two)[i % 2]
             command = launch(project, *options)
@@ -602,6 +608,9 @@ def test_the_whole_stack_a_search_killed_again_and_again_on_two_machines_ends_as
         assert {*statuses} <= {"FINISHED", "KILLED"}
         doubled = "select 1 from metrics where key <> 'seconds' group by run_uuid, key, step having count(*) > 1"
         assert team.server.cluster.ask(doubled, password=values["MLFLOW_DB_PASSWORD"]) == []
+        count = "select count(*) from metrics where key = 'val/loss'"
+        points = team.server.cluster.ask(count, password=values["MLFLOW_DB_PASSWORD"])
+        assert points == [str(epochs_of(team.one))], "one for each epoch that any machine has recorded"
 
 
 # ---- bad input ----
@@ -647,6 +656,20 @@ def test_a_configuration_keeps_no_address_and_a_run_no_password(project, monkeyp
         one = Composer(loader, config_name="config", fixed=[*found, "tracking=server"]).compose(["epochs=3"])
     assert one.state == "postgresql://optuna:hidden@h/optuna"
     assert one.config["tracking"]["state"] is None and "hidden" not in repr(one)
+
+
+def test_another_question_is_refused_elsewhere_as_it_is_here(clean, tmp_path):
+    one, two, *_ = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        exchange.send()
+    other = {"space": {}, "replicates": 2, "metric": ["val/loss"]}
+    with held(clean, two) as (exchange, folder):
+        with pytest.raises(ConfigError, match=r"holds another question:\n  replicates: 1 -> 2\n  --extend keeps"):
+            folder.admit(other, extend=False)
+        folder.admit(other, extend=True)
+        exchange.send()
+    with held(clean, one) as (_, folder):
+        folder.admit(other, extend=False)
 
 
 def test_studies_of_one_name_are_not_mixed(clean, tmp_path):
