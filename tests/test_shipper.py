@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWar
 
 
 class Recorder:
-    """Stands in for `ship`: notes what is shipped when, and fails as told."""
+    """Stands in for `ship` and its tracker: notes what is shipped when, and fails as told."""
 
     def __init__(self, monkeypatch):
         self.calls, self.faults = [], []
@@ -34,6 +34,9 @@ class Recorder:
         if self.faults and (fault := self.faults.pop(0)):
             raise fault
         return True
+
+    def settle(self):
+        """There is no database."""
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def runs(tmp_path):
 def test_the_batches_of_a_run_become_rarer_up_to_a_longest_pause(recorder, runs, monkeypatch):
     monkeypatch.setattr("fanin.shipper.LONGEST_INTERVAL", 0.2)
     begin = time.monotonic()
-    shipper = Shipper(None, interval=0.1)
+    shipper = Shipper(recorder, interval=0.1)
 
     def shipped_often() -> bool:
         shipper.nudge(runs[0])
@@ -64,7 +67,7 @@ def test_the_batches_of_a_run_become_rarer_up_to_a_longest_pause(recorder, runs,
 
 
 def test_what_has_ended_is_shipped_at_once_and_what_runs_in_its_time(recorder, runs):
-    shipper = Shipper(None, interval=60)
+    shipper = Shipper(recorder, interval=60)
     shipper.nudge(runs[0])
     shipper.nudge(runs[1], ended=True)
     wait_until(lambda: recorder.calls)
@@ -75,7 +78,7 @@ def test_what_has_ended_is_shipped_at_once_and_what_runs_in_its_time(recorder, r
 
 
 def test_closing_ships_at_once_what_waits(recorder, runs):
-    shipper = Shipper(None, interval=60)
+    shipper = Shipper(recorder, interval=60)
     for run in runs:
         shipper.nudge(run)
         shipper.nudge(run)
@@ -87,7 +90,7 @@ def test_closing_ships_at_once_what_waits(recorder, runs):
 def test_a_store_that_is_down_is_tried_again_with_growing_pauses(recorder, runs, monkeypatch):
     monkeypatch.setattr("fanin.shipper.FIRST_PAUSE", 0.05)
     recorder.faults = [TrackingDown("refused the connection")] * 3
-    shipper = Shipper(None)
+    shipper = Shipper(recorder)
     shipper._pause = 0.05
     shipper.nudge(runs[0])
     wait_until(lambda: shipper.status)
@@ -101,7 +104,7 @@ def test_a_store_that_is_down_is_tried_again_with_growing_pauses(recorder, runs,
 
 def test_what_stays_unshipped_is_named_on_closing(recorder, runs):
     recorder.faults = [TrackingDown("down")] * 100
-    shipper = Shipper(None)
+    shipper = Shipper(recorder)
     for run in runs:
         shipper.nudge(run)
     begin = time.monotonic()
@@ -112,7 +115,7 @@ def test_what_stays_unshipped_is_named_on_closing(recorder, runs):
 
 def test_a_refused_run_does_not_hold_up_the_others(recorder, runs):
     recorder.faults = [TrackingRefused("the run is deleted")]
-    shipper = Shipper(None)
+    shipper = Shipper(recorder)
     for run in runs:
         shipper.nudge(run)
     wait_until(lambda: len(recorder.calls) == 3)
@@ -125,10 +128,10 @@ def test_a_refused_run_does_not_hold_up_the_others(recorder, runs):
     assert len(recorder.calls) == 4
 
 
-def test_nudging_never_waits_for_the_store(monkeypatch, runs):
+def test_nudging_never_waits_for_the_store(recorder, monkeypatch, runs):
     answer = threading.Event()
     monkeypatch.setattr("fanin.shipper.ship", lambda folder, tracker, guard: answer.wait(20))
-    shipper = Shipper(None)
+    shipper = Shipper(recorder)
     shipper.nudge(runs[0])
     begin = time.monotonic()
     for _ in range(1000):
@@ -140,12 +143,12 @@ def test_nudging_never_waits_for_the_store(monkeypatch, runs):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_fault_of_our_own_is_visible_and_leaves_the_caller_alone(monkeypatch, runs):
+def test_a_fault_of_our_own_is_visible_and_leaves_the_caller_alone(recorder, monkeypatch, runs):
     def fail(folder, tracker, guard):
         raise AssertionError("a bug")
 
     monkeypatch.setattr("fanin.shipper.ship", fail)
-    shipper = Shipper(None)
+    shipper = Shipper(recorder)
     shipper.nudge(runs[0])
     wait_until(lambda: "fanin sync" in shipper.status)
     shipper.nudge(runs[1])

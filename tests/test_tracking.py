@@ -81,6 +81,34 @@ def test_a_store_whose_maker_was_killed_half_way_is_made_anew(tmp_path, monkeypa
     assert not list(tmp_path.glob("*.partial*"))
 
 
+@pytest.mark.parametrize("ended", ["killed", "closed"])
+def test_removing_the_database_file_alone_starts_afresh(ended, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    database = new_database(tmp_path / "mlflow.db")
+    writing = "update experiments set name = 'mine' where experiment_id = 0"
+    stored(database, "pragma journal_mode=wal")
+    end = {"killed": "import os; os.kill(os.getpid(), 9)", "closed": "c.close()"}[ended]
+    code = f"import sqlite3; c = sqlite3.connect({str(database)!r}); c.execute({writing!r}); c.commit(); {end}"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert database.with_name("mlflow.db-wal").exists() == (ended == "killed")
+    database.unlink()
+    Tracker(project=tmp_path).connect()
+    assert stored(database, "pragma integrity_check") == [("ok",)]
+    assert stored(database, "select name from experiments") == [("Default",)]
+
+
+def test_a_copy_of_the_database_file_alone_has_all_that_was_shipped(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = make_run(make_study(tmp_path))
+    train(folder)
+    tracker = Tracker(project=tmp_path)
+    sync(tmp_path, tracker=tracker)
+    copy = tmp_path / "copy.db"
+    copy.write_bytes((tmp_path / "mlflow.db").read_bytes())
+    count = "select count(*) from metrics"
+    assert stored(copy, count) == stored(tmp_path / "mlflow.db", count) != [(0,)]
+
+
 SHIP = """
 import sys
 from pathlib import Path

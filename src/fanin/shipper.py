@@ -93,6 +93,7 @@ class Shipper:
                 self._settle(path, refused=str(error))
             else:
                 self._settle(path)
+        self._tracker.settle()
 
     def _wait(self) -> Path | None:
         """The next folder to ship, when its time has come; None when closing and all is done."""

@@ -266,6 +266,7 @@ def sync(project: str | Path, *, tracker: Tracker, guard: Guard | None = None) -
             left[folder.path] = str(error)
         else:
             shipped, running = shipped + complete, running + (not complete)
+    tracker.settle()
     return SyncReport(shipped, running, tuple(ended), left, gone)
 
 

@@ -10,7 +10,7 @@ import re
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -274,6 +274,14 @@ class Tracker:
         database = sqlite_file(self.uri)
         return database if database and bulk.accepts(database) else None
 
+    def settle(self) -> None:
+        """Bring what SQLite's write-ahead log holds into the database file: a copy of that file alone then has it
+        all. Somebody else who is writing right now will do it."""
+        database = sqlite_file(self.uri)
+        if database and database.exists():
+            with closing(sqlite3.connect(database, timeout=0.5)) as connection, suppress(sqlite3.Error):
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     @contextmanager
     def translated(self) -> Iterator["MlflowClient"]:
         """MLflow's client; what it and the layers below it raise is raised as one of our errors."""
@@ -320,6 +328,8 @@ def _create(database: Path, *, artifacts: Path) -> None:
     for left in database.parent.glob(f"{partial.name}*"):  # with its journal, which would be played into ours
         left.unlink()
     SqlAlchemyStore(f"sqlite:///{partial}", artifacts.as_uri()).engine.dispose()
+    for end in ("-wal", "-shm", "-journal"):  # of a database that was removed: SQLite would play it into this one
+        database.with_name(database.name + end).unlink(missing_ok=True)
     os.replace(partial, database)
 
 

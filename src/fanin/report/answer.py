@@ -50,7 +50,7 @@ def claims(verdicts: Sequence[Verdict]) -> str:
         return ""
     rows = [[one.status, one.criterion.says, words.measured(one), words.required(one)] for one in verdicts]
     shown = tables.table(words.HEAD, rows, classes=[one.status for one in verdicts])
-    return f"<p><b>Verdict: {escape(words.summary(verdicts))}</b></p>{shown}"
+    return f'<div class="claims"><p><b>Verdict: {escape(words.summary(verdicts))}</b></p>{shown}</div>'
 
 
 def unfinished(material: Material) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,14 @@ class Study:
 
     @property
     def swept(self) -> list[str]:
-        """The keys that vary, as they appear in configurations and tables."""
-        return [key.lstrip("+") for axis in self.space.axes for key in axis.keys]
+        """The keys that vary, as they appear in configurations and tables: a study's axis that was narrowed to one
+        value does not, unless they all were."""
+        every = [key.lstrip("+") for axis in self.space.axes for key in axis.keys]
+        return [key for key in every if key not in self._settled] or every
+
+    @cached_property
+    def _settled(self) -> frozenset[str]:
+        return frozenset(key.lstrip("+") for axis in self.space.axes if axis.size == 1 for key in axis.keys)
 
     @property
     def race(self) -> dict[str, Any] | None:
@@ -129,7 +136,8 @@ class Study:
         composition = self.composer.compose([f"{key}={text}" for key, text in values.items()])
         shown = {key.lstrip("+"): _shown(composition, key.lstrip("+"), text) for key, text in values.items()}
         decisive = identity_of(composition.config) if self.own else composition.config
-        return Variant(hash_of(decisive), dict(values), shown, composition)
+        named = {key: value for key, value in shown.items() if key not in self._settled} or shown
+        return Variant(hash_of(decisive), dict(values), shown, composition, name_of(named))
 
     def spec(self, variant: "Variant", replicate: int, *, number: int = 0) -> dict[str, Any]:
         """A run's specification, as the worker gets it and as run.json keeps it. `number`: of the variant."""
@@ -228,16 +236,18 @@ def hash_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Variant:
-    """One point of the space. `values` maps the swept keys to override texts, `shown` to what they resolve to."""
+    """One point of the space. `values` maps the axes' keys to override texts, `shown` to what they resolve to;
+    `name` has those that vary."""
 
     key: str
     values: Mapping[str, str]
     shown: Mapping[str, Any]
     composition: Composition
+    name: str
 
-    @property
-    def name(self) -> str:
-        return " ".join(f"{k}={_short(v)}" for k, v in self.shown.items()) or "default"
+
+def name_of(shown: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={_short(value)}" for key, value in shown.items()) or "default"
 
 
 def _resolved(composition: Composition, key: str) -> Any:
