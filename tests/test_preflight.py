@@ -173,6 +173,25 @@ def test_a_preflight_that_makes_no_sense_is_refused(project, capsys, overrides, 
     assert message in capsys.readouterr().err
 
 
+FLAT = """
+import numpy as np
+
+
+def flat():
+    part = np.full((60, 1, 28, 28), 0.5, dtype=np.float32), np.arange(60) % 10
+    return part, part
+"""
+
+
+def test_what_an_initializer_refuses_to_look_at_is_refused_before_the_first_run(project, capsys, monkeypatch):
+    (project / "flat.py").write_text(FLAT)
+    monkeypatch.syspath_prepend(str(project))
+    own = ["data=own", "data._target_=flat.flat", "~data.path", "data.val=20", "tracking=none", "hardware.workers=1"]
+    assert main(["sweep", "initializers", "initializer=he_normal,lsuv", "study.replicates=1", *own]) == 2
+    assert "initializer: lsuv needs images that differ" in capsys.readouterr().err
+    assert not list(project.glob(".fanin/*/runs/*"))
+
+
 def test_variants_that_start_from_the_same_network_are_flown_once(project):
     lists = [["optimizer.lr=0.1"], ["optimizer.lr=0.2"], ["initializer=zeros"]]
     keys = [network(config) for config in configurations(lists)]
