@@ -139,6 +139,15 @@ def test_a_dry_run_shows_every_variants_gains_and_verdict(project, capsys):
     assert all(len(line) <= 100 for line in lines.values())
 
 
+def test_a_dry_run_says_why_a_verdict_is_unknown_and_counts_the_pretraining(project, capsys):
+    sigmoid = ["model.activation=sigmoid", "initializer=xavier_normal,dbn", "study.replicates=1", "epochs=0"]
+    few = [one for one in FEW if not one.startswith("epochs")]
+    assert main(["sweep", "initializers", "--dry-run", *sigmoid, *few]) == 0
+    shown = capsys.readouterr().out
+    assert "  unknown: its initializer is trained on the data: measured in the run\n" in shown
+    assert "of training by 1 worker" in shown.rpartition("estimate")[2]  # without epochs: of the machines
+
+
 def test_hopeless_variants_are_warned_of_and_stored_or_left_out(project, capsys):
     folder = project / ".fanin" / "initializers"
     space = ["initializer=zeros,he_normal,normal", "study.replicates=1"]

@@ -61,6 +61,7 @@ def listing(flown: preflight.Flown) -> Iterator[str]:
     yield f"  {'':<10}  {'':<{width}}  {'forward':<17}  {'backward':<17}  verdict"
     for one, name, (forward, backward, verdict) in zip(variants, names, rows, strict=True):
         yield f"  {one.key}  {name:<{width}}  {forward:<17}  {backward:<17}  {verdict}".rstrip()
+    yield from sorted({f"  unknown: {one['reason']}" for one in flights.values() if one["verdict"] == "unknown"})
 
 
 def show_run(one: Variant, study: Study, pool: Pool) -> None:
