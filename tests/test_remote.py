@@ -23,7 +23,7 @@ class Coordinator:
 
     def drive(self, kind, payload, *, records=math.inf):
         """Until the task is done, or has sent so many records; returns the last message's (kind, payload)."""
-        self.remote.do(kind, payload, self.mirror.files())
+        self.remote.do(1, kind, payload, self.mirror.files())
         while True:
             for kind_, said, files in self.remote.hear(30.0):
                 self.mirror.apply(files)
@@ -34,7 +34,7 @@ class Coordinator:
                 if payload["judged"]:
                     self.remote.reply(self.verdict)
                 if len(self.heard) == records:
-                    self.remote.stop("interrupted")
+                    self.remote.stop(1, "interrupted")
 
 
 def payload_of(config, folder, *, judged=False):
@@ -89,7 +89,7 @@ def test_data_that_were_sent_are_not_read_again(project, trainer, monkeypatch):
     monkeypatch.setattr(run, "load_dataset", lambda config: pytest.fail("read"))
     (project / "run").mkdir()
     mirror = Mirror(project / "run")
-    trainer.do("run", payload_of(config, project / "run"), mirror.files(), dataset)
+    trainer.do(1, "run", payload_of(config, project / "run"), mirror.files(), dataset)
     while (message := trainer.hear(30.0)[-1])[0] == "record":
         pass
     assert message[0] == "done", message[1]
@@ -110,7 +110,7 @@ def test_a_task_that_raises_and_a_handler_that_cannot_be_made_are_reported():
         ("handlers:Handler", {"broken": True}, "RuntimeError: no such device"),
     ):
         remote = Remote(task, arguments)
-        remote.do("fail", ValueError("no"), {})
+        remote.do(1, "fail", ValueError("no"), {})
         ((kind, failure, files),) = remote.hear(10.0)
         assert (kind, files) == ("failed", {}) and isinstance(failure, Failure) and failure.message == message
 
@@ -121,9 +121,24 @@ def test_a_worker_with_nothing_to_say_answers_in_time():
 
 def test_the_calls_of_the_coordinator_do_not_wait_for_the_task():
     remote = Remote("handlers:Handler", {})
-    remote.do("wait_for_stop", None, {})
+    remote.do(1, "wait_for_stop", None, {})
     assert remote.hear(10.0)[0][:2] == ("record", "begun")
-    threading.Thread(target=remote.stop, args=("enough",)).start()
+    threading.Thread(target=remote.stop, args=(1, "enough")).start()
+    assert remote.hear(10.0)[0][:2] == ("done", "enough")
+
+
+def test_a_stop_may_overtake_its_task_and_ends_no_other():
+    remote = Remote("handlers:Handler", {})
+    remote.stop(1, "of the first")
+    remote.do(1, "wait_for_stop", None, {})
+    said = remote.hear(10.0)
+    said = said if said[-1][0] == "done" else said + remote.hear(10.0)
+    assert [message[:2] for message in said] == [("record", "begun"), ("done", "of the first")]
+    remote.do(2, "wait_for_stop", None, {})
+    assert remote.hear(10.0)[0][:2] == ("record", "begun")
+    remote.stop(1, "too late")
+    assert remote.hear(0.2) == []
+    remote.stop(2, "enough")
     assert remote.hear(10.0)[0][:2] == ("done", "enough")
 
 
@@ -150,6 +165,17 @@ def test_the_end_is_recorded_after_the_artifacts_and_a_checkpoint_after_its_reco
     mirror.apply({"checkpoint.pt": b"", "spool.jsonl": b"", "artifacts/last.pt": b"", "artifacts/a/b.txt": b""})
     assert written == ["last.pt", "b.txt", "spool", "checkpoint.pt"]
     mirror.close()
+
+
+def test_the_artifacts_of_an_attempt_replace_those_of_the_one_before(tmp_path):
+    mirror = Mirror(tmp_path)
+    mirror.apply({"artifacts/best.pt": b"1", "artifacts/a/old.txt": b"1"})
+    mirror.apply({"checkpoint.pt": b"2"})
+    assert (tmp_path / "artifacts" / "a" / "old.txt").exists()
+    mirror.apply({"artifacts/best.pt": b"2", "artifacts/new.txt": b"2"})
+    mirror.close()
+    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("artifacts/**/*")}
+    assert files == {"artifacts/best.pt", "artifacts/new.txt"}
 
 
 def test_a_mirrored_run_is_locked_as_if_its_worker_were_here(tmp_path):

@@ -3,7 +3,10 @@
 import importlib.util
 import os
 import re
+import resource
 import signal
+import socket
+import time
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 
@@ -135,6 +138,36 @@ def test_who_does_not_know_the_secret_is_not_listened_to(tmp_path):
         assert pool.wait(0.1) == [] and not pool.workers
     finally:
         pool.close()
+
+
+@pytest.fixture
+def pool(tmp_path):
+    executor = make_executor({**HARDWARE, "device": "cpu", "slurm": OPTIONS | {"executor": "local"}}, tmp_path)
+    pool = SlurmPool(executor, "handlers:Handler", arguments={}, size=1, folder=tmp_path, host="127.0.0.1")
+    yield pool
+    pool.close()
+
+
+def test_who_connects_and_keeps_silent_holds_up_nobody(pool):
+    with socket.create_connection(pool._listener.address):
+        with Client(pool._listener.address, authkey=pool._secret.read_bytes()) as friend:
+            friend.send((0, "node", 1))
+            assert pool._joined.get(timeout=10.0)[:2] == (0, 1)
+
+
+def test_too_many_open_files_are_waited_for(pool):
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket() as early:
+        free = os.dup(early.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limit[1]))  # not one file more
+        try:
+            early.connect(pool._listener.address)
+            time.sleep(0.1)  # while its turn comes and fails; it need not, the test is the same then
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        early.settimeout(10.0)
+        assert early.recv(1), "the pool says nothing to who has connected"
 
 
 def test_two_sweeps_of_one_project_do_not_take_each_others_secret(tmp_path):

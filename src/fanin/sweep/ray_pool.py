@@ -53,6 +53,7 @@ class RayWorker:
     place: Callable[[Any], Any]  # payload -> where its data are, an ObjectRef
     ready: bool = False
     task: Any = None
+    number: int = 0  # of its task: the actor may hear of a stop before it hears of what to do
     heard: float = field(default_factory=time.monotonic)
     ended: str | None = None
     mirror: Mirror | None = None
@@ -62,16 +63,16 @@ class RayWorker:
         return self.task is None
 
     def do(self, kind: str, payload: Any, *, task: Any) -> None:
-        self.task, self.heard = task, time.monotonic()
+        self.task, self.heard, self.number = task, time.monotonic(), self.number + 1
         self.mirror = Mirror(Path(payload["folder"])) if kind == "run" else None
         files = self.mirror.files() if self.mirror else {}
-        self.actor.do.remote(kind, payload, files, self.place(payload) if kind == "run" else None)
+        self.actor.do.remote(self.number, kind, payload, files, self.place(payload) if kind == "run" else None)
 
     def reply(self, value: Any) -> None:
         self.actor.reply.remote(value)
 
     def stop(self, reason: str) -> None:
-        self.actor.stop.remote(reason)
+        self.actor.stop.remote(self.number, reason)
 
     def kill(self, cause: str) -> None:
         self.ended = cause

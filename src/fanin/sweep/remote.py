@@ -29,16 +29,22 @@ Message = tuple[str, Any, Files]
 
 
 class Remote:
-    """Serves the coordinator's calls, which may come from several threads; `task` as for a Pool."""
+    """Serves the coordinator's calls, which may come from several threads and so in another order than they were
+    made: what is to be done has a number, and a `stop` is of that one task. `task` as for a Pool."""
 
     def __init__(self, task: str, arguments: Mapping[str, Any]) -> None:
+        self._number, self._stop = 0, (0, "")
+        self._numbers = threading.Lock()
         self._work: queue.SimpleQueue[tuple[str, Any, Files]] = queue.SimpleQueue()
         self._channel = RemoteChannel()
         threading.Thread(target=self._serve, args=(task, arguments), daemon=True).start()
 
-    def do(self, kind: str, payload: Any, files: Files, dataset: Any = None) -> None:
+    def do(self, number: int, kind: str, payload: Any, files: Files, dataset: Any = None) -> None:
         """Begin a task; `files` are those of the run's folder, `dataset` what it is trained on."""
-        self._channel.stopped = None
+        with self._numbers:
+            self._number = number
+            stopped, reason = self._stop
+            self._channel.stopped = reason if stopped == number else None
         if dataset is not None:
             payload = payload | {"dataset": dataset}
         self._work.put((kind, payload, files))
@@ -46,8 +52,11 @@ class Remote:
     def reply(self, value: Any) -> None:
         self._channel.replies.put(value)
 
-    def stop(self, reason: str) -> None:
-        self._channel.stopped = reason
+    def stop(self, number: int, reason: str) -> None:
+        with self._numbers:
+            self._stop = number, reason
+            if number == self._number:
+                self._channel.stopped = reason
 
     def hear(self, timeout: float) -> list[Message]:
         """What there is to say, as soon as there is something; nothing after `timeout` seconds."""
@@ -157,6 +166,8 @@ class Mirror:
     def apply(self, files: Files) -> None:
         """Artifacts first, since the end record in the spool announces them; a checkpoint last, since one that
         is ahead of the records would leave a gap in them. Raises OSError if the disk is full."""
+        if any(name.startswith(f"{ARTIFACTS}/") for name in files):  # they come together, once an attempt
+            shutil.rmtree(self.folder / ARTIFACTS, ignore_errors=True)
         names = sorted(files, key=lambda name: 0 if name.startswith(ARTIFACTS) else 1 if name == SPOOL else 2)
         for name in names:
             if name == SPOOL:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener, wait
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge, wait
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from fanin.sweep.slurm_worker import join
 EXECUTORS = ("slurm", "local")  # of submitit
 LOOK = 5.0  # seconds between two looks at the jobs that have not connected yet
 GRACE = 5.0  # seconds an idle worker gets to leave
+AGAIN = 0.2  # seconds until the next try to take a connection, after one that failed
 LOST = 3  # jobs that may end without having connected, in a row
 NAMES = {"partition": "slurm_partition", "account": "slurm_account"}
 
@@ -94,7 +95,9 @@ class SlurmPool:
         self._secret = Path(path)
         with os.fdopen(descriptor, "wb") as file:
             file.write(key)
-        self._listener = Listener((host, 0), backlog=128, authkey=key)
+        self._key = key
+        self._listener = Listener((host, 0), backlog=128)
+        self._closed = False
         self._joined: queue.SimpleQueue[tuple[int, int, Connection]] = queue.SimpleQueue()
         self._bell, self._ring = os.pipe()
         self._looked, self._lost = time.monotonic(), 0
@@ -146,6 +149,7 @@ class SlurmPool:
             while self._executor.cluster == "local" and not worker.job.done() and time.monotonic() < deadline + GRACE:
                 time.sleep(0.02)  # its process is a child of ours, and must not stay behind as a zombie
         self.workers.clear()
+        self._closed = True
         self._listener.close()
         self._secret.unlink(missing_ok=True)
 
@@ -179,18 +183,25 @@ class SlurmPool:
             yield self._bury(worker)
 
     def _accept(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 connection = self._listener.accept()
-                slot, _, pid = connection.recv()
-            except AuthenticationError:
-                continue  # a stranger
-            except (EOFError, ConnectionError):
-                continue  # it went away in the middle of its greeting
-            except OSError:
-                return  # the listener was closed
-            self._joined.put((slot, pid, connection))
-            os.write(self._ring, b"!")
+            except OSError:  # the listener was closed, or this process has too many files open just now
+                time.sleep(AGAIN)
+                continue
+            threading.Thread(target=self._greet, args=(connection,), daemon=True).start()
+
+    def _greet(self, connection: Connection) -> None:
+        """Both sides prove that they know the secret. On a thread of its own: whoever connects may keep silent."""
+        try:
+            deliver_challenge(connection, self._key)
+            answer_challenge(connection, self._key)
+            slot, _, pid = connection.recv()
+        except (AuthenticationError, EOFError, OSError):  # a stranger, or gone in the middle of its greeting
+            connection.close()
+            return
+        self._joined.put((slot, pid, connection))
+        os.write(self._ring, b"!")
 
     def _welcome(self, slot: int, pid: int, connection: Connection) -> None:
         waiting = [worker for worker in self.workers if worker.slot == slot and not worker.connection]
