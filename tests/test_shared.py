@@ -99,6 +99,7 @@ def held(server, project, name="initializers"):
     exchange.fetch(folder.spool)
     if not (folder.path / "study.json").exists():
         folder.admit({"space": {}, "replicates": 1, "metric": ["val/loss"]}, extend=False)
+    exchange.own()
     try:
         yield exchange, folder
     finally:
@@ -267,6 +268,33 @@ def test_what_a_sweep_left_is_brought_by_sync_unless_the_study_went_on_elsewhere
     with held(clean, two) as (_, folder):
         assert files(folder.path) == files(one / ".fanin" / "initializers")
     with closing(Latecomer(clean.address())) as late, pytest.raises(StudyLost, match="was taken over by"):
+        late.secure(opened)
+
+
+def test_a_folder_that_has_less_than_its_copy_takes_nothing_away_from_it(clean, tmp_path):
+    one, two, ended, _ = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        exchange.send([ended])
+    whole, lines = ended.spool.read_bytes(), ended.spool.read_bytes().splitlines(keepends=True)
+    ended.spool.write_bytes(b"".join(lines[:-1]))  # a backup of the folder was put back
+    with closing(Latecomer(clean.address())) as late, pytest.raises(TrackingRefused, match="has other records than"):
+        late.secure(ended)
+    with held(clean, one):
+        assert ended.spool.read_bytes() == whole
+
+
+def test_a_sweep_that_is_refused_takes_nothing_over(clean, tmp_path):
+    one, two, ended, opened = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        exchange.send([ended])
+    exchange = Exchange(clean.address(), two / ".fanin" / "initializers")
+    exchange.take()
+    with closing(StudyFolder(exchange.path)) as folder:
+        exchange.fetch(folder.spool)
+    exchange.close()  # it has another question
+    with closing(Latecomer(clean.address())) as late, pytest.raises(StudyLost):
+        late.secure(Folder(exchange.path))
+    with closing(Latecomer(clean.address())) as late:
         late.secure(opened)
     with closing(Latecomer(clean.address())) as late:
         late.secure(Folder(tmp_path / ".fanin" / "not shared"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fanin.spool import Spool
+from fanin.tracking import TrackingRefused
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -106,11 +107,12 @@ def _write(path: Path, content: bytes) -> None:
 
 @dataclass
 class Sender:
-    """Knows how much of each file the copies have."""
+    """Knows how much of each file the copies have. Raises TrackingRefused for a file of which it has something else."""
 
     study: str
     folder: Path
     there: Mapping[str, Copy]  # when it was made
+    rewritten: tuple[str, ...] = ()  # files that may have been cut or written anew here since they were fetched
     _sent: dict[str, Any] = field(default_factory=dict)  # file -> bytes, or the content of one that is replaced
 
     def send(self, connection: "Connection", files: Iterable[str]) -> dict[str, Any]:
@@ -143,7 +145,9 @@ class Sender:
         if start is None:
             copy = self.there.get(file)
             start = copy.length if copy and begins_with(self.folder / file, copy) else 0
-            if copy and not start:  # its end was cut off here, or all of it written anew
+            if copy and not start:
+                if file not in self.rewritten:
+                    raise TrackingRefused(f"{file}: PostgreSQL has other records than this folder, of the same owner")
                 connection.execute(DROP, [self.study, file])
         data = _whole_lines(self.folder / file, start)
         if data:

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
 MARK = "shared.json"  # in a study's folder: it is shared, where, and under which generation we had it last
+NOT_OURS = -1  # a generation: the folder has what was fetched, and its sweep was refused then
 BATCH = 50  # runs sent in one transaction
 
 
 class Exchange:
-    """Opened by `take`, for a sweep, or by `reopen`, for what an ended one has left. Every method raises
-    TrackingRefused (StudyLost, if the study went to somebody else) or TrackingDown; the next call connects again."""
+    """Opened by `take`, for a sweep, which owns the study after `own`, or by `reopen`, for what an ended one has left.
+    Every method raises TrackingRefused (StudyLost, if the study went to somebody else) or TrackingDown; the next call
+    connects again."""
 
     def __init__(self, address: str, path: Path) -> None:
         self.path, self.study = path, path.name
@@ -35,7 +37,7 @@ class Exchange:
         self._using = threading.Lock()
 
     def take(self) -> None:
-        """Take hold of the study. Raises ConfigError, naming the owner, if one lives."""
+        """Keep everybody else off the study. Raises ConfigError, naming the owner, if one lives."""
         self._connection = connect(self.address)
         try:
             with translated(self.place):
@@ -54,7 +56,7 @@ class Exchange:
     def put_aside(self, aside: str) -> None:
         """Keep what there is of the study under another name: it is begun anew."""
         with self._session() as connection:
-            self.generation = hold.put_aside(connection, self.study, self.generation, aside=aside)
+            hold.put_aside(connection, self.study, self.generation, aside=aside)
 
     def identity(self) -> bytes:
         """The content of study.json as others see it; empty if there is none yet."""
@@ -68,9 +70,15 @@ class Exchange:
         with self._session() as connection:
             there = listed(connection, self.study)
             count = fetch(connection, self.study, there, folder=self.path, spool=spool)
-            self._sender = Sender(self.study, self.path, there)
-        write_json(self.path / MARK, {"place": self.place, "generation": self.generation})
+            self._sender = Sender(self.study, self.path, there, rewritten=(JOURNAL,))
+            self._mark(NOT_OURS)
         return count
+
+    def own(self) -> None:
+        """Be the owner from now on, of what was fetched."""
+        with self._session() as connection:
+            self.generation = hold.own(connection, self.study, self.generation)
+            self._mark(self.generation)
 
     def send(self, folders: Iterable[Folder] = ()) -> None:
         """Copy what is new of these runs and of the study, at once or not at all."""
@@ -115,6 +123,9 @@ class Exchange:
             except (psycopg.Error, TrackingDown, TrackingRefused):
                 self._hang_up()
                 raise
+
+    def _mark(self, generation: int) -> None:
+        write_json(self.path / MARK, {"place": self.place, "generation": generation})
 
     def _hang_up(self) -> None:
         if self._connection is not None:

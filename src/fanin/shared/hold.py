@@ -1,9 +1,9 @@
 """Who owns a study: one coordinator, on whatever machine.
 
 It holds an advisory lock of its database session, which PostgreSQL drops when the session ends, however it ends.
-A lock alone is not enough: a machine that is cut off does not know that it lost it. So each taking of hold also
-counts the study's generation up, and each write (`fence`) is made under the generation of its own hold: after
-another one took over, the row is not there any more.
+A lock alone is not enough: a machine that is cut off does not know that it lost it. So each new owner also counts
+the study's generation up, and each write (`fence`) is made under the generation of its own hold: after another one
+took over, the row is not there any more. A sweep that is refused (another question, say) has counted nothing.
 """
 
 import getpass
@@ -21,24 +21,35 @@ if TYPE_CHECKING:
 WAIT = 1.0  # s for a session to end whose process has just ended
 LOCK = "select pg_try_advisory_lock(hashtextextended('fanin study ' || %s, 0))"
 WHO = "select generation, holder, to_char(since, 'YYYY-MM-DD HH24:MI TZ') from fanin_study where study = %s"
-TAKE = """
-insert into fanin_study (study, generation, holder) values (%s, 1, %s) on conflict (study) do update
-set generation = fanin_study.generation + 1, holder = excluded.holder, since = now() returning generation
+KNOW = "insert into fanin_study (study, generation, holder) values (%s, 0, %s) on conflict (study) do nothing"
+OWN = """
+update fanin_study set generation = generation + 1, holder = %s, since = now()
+where study = %s and generation = %s returning generation
 """
 FENCE = "select from fanin_study where study = %s and generation = %s for share"
-# What is put aside keeps the generation of the hold before ours, so that its holder may still add what it has.
-ASIDE = "update fanin_study set study = %s, generation = generation - 1 where study = %s and generation = %s"
+ASIDE = "update fanin_study set study = %s where study = %s and generation = %s"
 ANEW = "insert into fanin_study (study, generation, holder) values (%s, %s, %s)"
 
 
 def take(connection: "Connection", study: str) -> int:
-    """Own the study from now on; returns the generation. Raises ConfigError, naming the owner, if one lives."""
+    """Keep everybody else off the study; returns its generation so far. Raises ConfigError, naming the owner, if one
+    lives."""
     deadline = time.monotonic() + WAIT
     while not _locked(connection, study):
         if time.monotonic() > deadline:
             raise ConfigError(f"study {study!r} is in use by {who(connection, study)}; wait for it, or stop it there")
         time.sleep(0.1)
-    return int(_row(connection, TAKE, study, myself())[0])
+    connection.execute(KNOW, [study, myself()])
+    return int(_row(connection, WHO, study)[0])
+
+
+def own(connection: "Connection", study: str, generation: int) -> int:
+    """Be the owner of the study that was taken; returns the generation from now on. Raises StudyLost if the session
+    was lost meanwhile, and the study with it."""
+    row = connection.execute(OWN, [myself(), study, generation]).fetchone()
+    if row is None:
+        raise StudyLost(f"study {study!r} was taken over by {who(connection, study)}")
+    return int(row[0])
 
 
 def retake(connection: "Connection", study: str, generation: int) -> None:
@@ -58,13 +69,13 @@ def fence(connection: "Connection", study: str, generation: int) -> None:
         raise StudyLost(f"study {study!r} was taken over by {who(connection, study)}")
 
 
-def put_aside(connection: "Connection", study: str, generation: int, *, aside: str) -> int:
-    """Rename what there is of the study, and own the name anew; returns the new generation."""
+def put_aside(connection: "Connection", study: str, generation: int, *, aside: str) -> None:
+    """Rename what there is of the study that was taken. Its last owner may still add what it has, and no earlier
+    generation is one of the new study."""
     with connection.transaction():
         fence(connection, study, generation)
         connection.execute(ASIDE, [aside, study, generation])
-        connection.execute(ANEW, [study, generation + 1, myself()])
-    return generation + 1
+        connection.execute(ANEW, [study, generation, myself()])
 
 
 def who(connection: "Connection", study: str) -> str:

@@ -168,6 +168,7 @@ def _run(
         state.fetch(folder)
         points = None if variants is None else {variant.key for variant in variants}
         folder.admit(study.identity(), extend=options.extend, flags=study.flags, points=points)
+        state.own()
         folder.bury()
         preflight.store(study, flown, folder)
         plan = make_plan(study, variants, folder, extend=options.extend, source=source)

@@ -69,6 +69,9 @@ class Local:
     def fetch(self, folder: StudyFolder) -> None:
         """All there is, is here."""
 
+    def own(self) -> None:
+        """The lock of the folder is enough."""
+
     @contextmanager
     def kept(self, search: Any) -> Iterator[None]:
         yield None
@@ -106,6 +109,11 @@ class Shared:
             count = self.exchange.fetch(folder.spool)
         if count:
             print(f"  {count} run{'s' * (count != 1)} of other machines fetched from PostgreSQL")
+
+    def own(self) -> None:
+        """Once the study is admitted: its former owner writes nothing any more."""
+        with understood():
+            self.exchange.own()
 
     @contextmanager
     def kept(self, search: Any) -> Iterator[Keeper]:
