@@ -196,6 +196,34 @@ def test_a_cluster_that_is_not_there_or_too_small_is_refused_before_a_run(nodes,
         assert not (project / ".fanin" / "faults" / "runs").exists()
 
 
+@pytest.mark.slow
+def test_a_cluster_that_a_sweep_starts_asks_strangers_for_a_token(tmp_path, monkeypatch):
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    program = tmp_path / "own.py"
+    program.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from fanin.sweep import ray_pool\n"
+        "from fanin.sweep.ray_pool import ray\n"
+        "modules = Path(sys.argv[1], 'modules'); modules.mkdir(); (modules / 'a.txt').write_text('a')\n"
+        "ray_pool.connect(modules)\n"
+        "assert ray.get(ray.remote(lambda: 7).remote()) == 7\n"
+        "print(ray.get_runtime_context().gcs_address, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    stranger = "import sys, ray; ray.init(address=sys.argv[1]); print(ray.get(ray.remote(lambda: 7).remote()))"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, str(program), str(tmp_path)], **pipes) as own:
+        address = own.stdout.readline().strip()
+        for known in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}):
+            command = [sys.executable, "-c", stranger, address]
+            tried = subprocess.run(command, env=os.environ | known, capture_output=True, text=True, timeout=120)
+            assert tried.returncode and "7" not in tried.stdout.split(), tried.stdout
+        own.stdin.close()
+    assert own.returncode == 0
+
+
 def test_runs_that_split_a_data_set_in_different_ways_share_its_place_on_the_cluster(monkeypatch):
     from fanin.sweep import ray_pool
 

@@ -1,7 +1,7 @@
 """Workers on a Ray cluster: an actor each, with its CPUs and its share of GPUs (remote.py is what runs in it).
 
-The cluster is that of RAY_ADDRESS, or of a `ray start` on this machine, or else one that starts here and ends
-with the sweep. fanin must be installed on its nodes; the project's own Python files are sent there. Data are
+The cluster is that of RAY_ADDRESS (`auto`: of a `ray start` on this machine), or else one that starts here and
+ends with the sweep. fanin must be installed on its nodes; the project's own Python files are sent there. Data are
 read on this machine and placed once per node, in Ray's object store. A lost node's workers are reported dead,
 their runs go on elsewhere from the last checkpoint that had arrived, and new workers wait for the room they need.
 
@@ -10,6 +10,7 @@ The only module that imports ray, which the extra `fanin[ray]` brings.
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import tempfile
@@ -31,6 +32,9 @@ from fanin.sweep.workers import THREAD_VARIABLES
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "1", "RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
 for key, value in SETTINGS.items():
     os.environ.setdefault(key, value)
+# A cluster of our own listens on every interface, and does what whoever reaches it says, unless it asks for a token.
+if not os.environ.get("RAY_ADDRESS") and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 import ray  # noqa: E402
 from ray.exceptions import ActorUnavailableError, RayError  # noqa: E402
@@ -198,13 +202,13 @@ def cluster(hardware: Mapping[str, Any], *, runs: int, task: str, arguments: Map
 
 
 def connect(modules: Path) -> None:
-    """As Ray does it: RAY_ADDRESS, else a cluster that runs on this machine, else one of our own. Workers can
-    import what is in the folder `modules`. Raises ConfigError."""
+    """To RAY_ADDRESS, else to a cluster of our own. Workers can import what is in the folder `modules`. Raises
+    ConfigError."""
     address = os.environ.get("RAY_ADDRESS")
     try:
         knock(address)
         ray.init(
-            address=address,
+            address=address or "local",
             log_to_driver=False,
             logging_level=logging.CRITICAL,
             include_dashboard=None if address else False,
