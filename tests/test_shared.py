@@ -13,17 +13,17 @@ from databases import lacking
 from native_stack import import_stack, mlflow_server, postgres, postgres_programs
 from plans import METRIC, Play, Result, make_study
 from processes import Command, curves, epochs_of, leaderboard, open_runs, pauses, statuses, write_study
-from recorded import free_port, make_run, new_database, train, wait_until
-from recorded import make_study as declare_study
+from recorded import free_port, make_run, new_database, stored, stored_runs, train, wait_until
+from recorded import make_study as begin_study
 
 from fanin import spool
 from fanin.app import main
 from fanin.errors import ConfigError
-from fanin.folders import Folder
+from fanin.folders import Folder, declare_study
 from fanin.shared.exchange import Exchange
 from fanin.shared.keeper import Keeper
 from fanin.shared.late import Latecomer
-from fanin.shipping import StudyLost
+from fanin.shipping import StudyLost, ship
 from fanin.sweep.adaptive import SearchPlan
 from fanin.sweep.compose import Composer
 from fanin.sweep.folder import StudyFolder
@@ -32,7 +32,7 @@ from fanin.sweep.mirror import Mirror
 from fanin.sweep.search import Search
 from fanin.sweep.sharing import Local, Shared, open_state
 from fanin.sweep.study import Budget
-from fanin.tracking import TrackingDown, TrackingRefused
+from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
 pytestmark = [
     pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there"),
@@ -112,7 +112,7 @@ def machines(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     two.mkdir()
     one.mkdir()
-    study = declare_study(one)
+    study = begin_study(one)
     ended = train(make_run(study))
     opened = train(make_run(study, replicate=1), last=1, end=None)
     return one, two, ended, opened
@@ -252,6 +252,34 @@ def test_while_postgres_is_down_noting_costs_nothing_and_all_is_sent_when_it_is_
         wait_until(lambda: len(clean.ask("select file from fanin_piece where file like '%/spool.jsonl'")) == 2)
     with held(clean, two) as (_, folder):
         assert files(folder.path) == files(one / ".fanin" / "initializers")
+
+
+def test_what_a_dead_machine_had_not_shipped_is_shipped_once_by_the_next_owner(clean, tmp_path, capsys):
+    one, two, ended, opened = machines(tmp_path)
+    tracker = Tracker(project=two, uri="sqlite:///mlflow.db")
+    database = new_database(two / "mlflow.db")
+    another = train(make_run(ended.study, replicate=2))
+    with held(clean, one) as (exchange, _):
+        exchange.send([ended, another, opened])  # and then it dies; of what follows it had shipped one run,
+        with _keeper(exchange) as keeper:
+            ship(another, tracker=Tracker(project=one, uri=f"sqlite:///{database}"), guard=keeper)
+    exchange = Exchange(clean.address(), two / ".fanin" / "initializers")
+    exchange.take()
+    with closing(StudyFolder(exchange.path)) as folder:
+        Shared(exchange).fetch(folder)
+        assert "3 runs of other machines" in (said := capsys.readouterr().out)
+        assert "  1 of them ended before MLflow had their weights and pictures, which are lost" in said
+        folder.admit({"space": {}, "replicates": 1, "metric": ["val/loss"]}, extend=False)
+        exchange.own()
+        folder.bury()
+        declare_study(two, "initializers", question="Which one?", swept=["initializer", "optimizer.lr"])
+        with _keeper(exchange) as keeper:
+            for run in [Folder(path) for path in sorted(folder.path.glob("runs/*"))]:
+                assert ship(run, tracker=tracker, guard=keeper)
+    exchange.close()
+    assert [row[1] for row in stored_runs(database)] == ["FINISHED", "KILLED", "FINISHED"]
+    steps = stored(database, "select run_uuid, key, step from metrics where key in ('val/loss', 'val/accuracy')")
+    assert len(steps) == len(set(steps)) == 2 * (3 + 2 + 3)
 
 
 # ---- fanin sync ----

@@ -56,8 +56,8 @@ def begins_with(path: Path, copy: Copy) -> bool:
     return len(beginning) == copy.length and hashlib.md5(beginning, usedforsecurity=False).hexdigest() == copy.digest
 
 
-def fetch(connection: "Connection", study: str, there: Mapping[str, Copy], *, folder: Path, spool: Spool) -> int:
-    """Bring the folder up to its copies; `spool` is the study's own, open. Returns how many runs came."""
+def fetch(connection: "Connection", study: str, there: Mapping[str, Copy], *, folder: Path, spool: Spool) -> list[str]:
+    """Bring the folder up to its copies; `spool` is the study's own, open. Returns the keys of the runs that came."""
     wrong = [file for file, copy in there.items() if _differs(folder / file, copy)]
     keys = sorted({Path(file).parts[1] for file in wrong if file.startswith("runs/") and file.endswith(SPOOL)})
     for i in range(0, len(keys), AT_ONCE):
@@ -70,7 +70,7 @@ def fetch(connection: "Connection", study: str, there: Mapping[str, Copy], *, fo
             spool.rewrite(content)
         else:
             _write(folder / file, content)
-    return len(keys)
+    return keys
 
 
 def _differs(path: Path, copy: Copy) -> bool:

@@ -65,14 +65,14 @@ class Exchange:
             row = connection.execute(query, [self.study, STUDY]).fetchone()
         return bytes(row[0]) if row else b""
 
-    def fetch(self, spool: Spool) -> int:
-        """Bring the folder, whose own `spool` is open, up to the copy; returns how many runs came."""
+    def fetch(self, spool: Spool) -> list[str]:
+        """Bring the folder, whose own `spool` is open, up to the copy; returns the keys of the runs that came."""
         with self._session() as connection:
             there = listed(connection, self.study)
-            count = fetch(connection, self.study, there, folder=self.path, spool=spool)
+            keys = fetch(connection, self.study, there, folder=self.path, spool=spool)
             self._sender = Sender(self.study, self.path, there, rewritten=(JOURNAL,))
             self._mark(NOT_OURS)
-        return count
+        return keys
 
     def own(self) -> None:
         """Be the owner from now on, of what was fetched."""

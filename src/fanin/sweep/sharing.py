@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fanin.errors import ConfigError, require
+from fanin.folders import read_json
 from fanin.shared.connection import KEY
-from fanin.shared.copies import STUDY
+from fanin.shared.copies import SHIPPED, STUDY
 from fanin.shared.exchange import MARK, Exchange, mark_of
 from fanin.shared.keeper import Keeper
-from fanin.sweep.folder import StudyFolder, archive, stamp
+from fanin.sweep.folder import StudyFolder, archive, outcome, stamp
 from fanin.sweep.study import Study
 from fanin.tracking import TrackingDown, TrackingRefused
 
@@ -106,9 +107,11 @@ class Shared:
 
     def fetch(self, folder: StudyFolder) -> None:
         with understood():
-            count = self.exchange.fetch(folder.spool)
-        if count:
-            print(f"  {count} run{'s' * (count != 1)} of other machines fetched from PostgreSQL")
+            runs = [folder.run(key) for key in self.exchange.fetch(folder.spool)]
+        if runs:
+            print(f"  {len(runs)} run{'s' * (len(runs) != 1)} of other machines fetched from PostgreSQL")
+        if bare := [run for run in runs if _is_bare(run)]:
+            print(f"  {len(bare)} of them ended before MLflow had their weights and pictures, which are lost")
 
     def own(self) -> None:
         """Once the study is admitted: its former owner writes nothing any more."""
@@ -129,6 +132,12 @@ class Shared:
         finally:
             if keeper.close(LAST) and mirror:
                 mirror.close()
+
+
+def _is_bare(run: Path) -> bool:
+    """Whether it is done, and its machine had not shipped it: its records are here, and its artifacts nowhere."""
+    known = outcome(run)
+    return known is not None and known.final and (read_json(run / SHIPPED) or {}).get("status") in (None, "RUNNING")
 
 
 def _born(content: bytes) -> Any:
