@@ -664,6 +664,8 @@ def test_the_whole_stack_a_search_killed_again_and_again_on_two_machines_ends_as
         assert {*statuses} <= {"FINISHED", "KILLED"}
         doubled = "select 1 from metrics where key <> 'seconds' group by run_uuid, key, step having count(*) > 1"
         assert team.server.cluster.ask(doubled, password=values["MLFLOW_DB_PASSWORD"]) == []
+        states = "select distinct state from trials join studies using (study_id) where study_name = 'faults'"
+        assert sorted(team.server.ask(states)) in (["COMPLETE"], ["COMPLETE", "PRUNED"]), "as optuna-dashboard shows it"
         count = "select count(*) from metrics where key = 'val/loss'"
         points = team.server.cluster.ask(count, password=values["MLFLOW_DB_PASSWORD"])
         assert points == [str(epochs_of(team.one))], "one for each epoch that any machine has recorded"

@@ -48,7 +48,7 @@ def own(connection: "Connection", study: str, generation: int) -> int:
     was lost meanwhile, and the study with it."""
     row = connection.execute(OWN, [myself(), study, generation]).fetchone()
     if row is None:
-        raise StudyLost(f"study {study!r} was taken over by {who(connection, study)}")
+        raise _lost(connection, study)
     return int(row[0])
 
 
@@ -58,15 +58,15 @@ def retake(connection: "Connection", study: str, generation: int) -> None:
     locked = _locked(connection, study)
     found = connection.execute(WHO, [study]).fetchone()
     if not found or found[0] != generation:
-        raise StudyLost(f"study {study!r} was taken over by {_told(found)}")
+        raise _lost(connection, study)
     if not locked:
-        raise StudyBusy(f"study {study!r}: the former connection still holds it, of {_told(found)}")
+        raise StudyBusy(f"study {study!r}: a session of {who(connection, study)} still holds it")
 
 
 def fence(connection: "Connection", study: str, generation: int) -> None:
     """To be called in the transaction of every write. Raises StudyLost unless the hold is still ours."""
     if connection.execute(FENCE, [study, generation]).fetchone() is None:
-        raise StudyLost(f"study {study!r} was taken over by {who(connection, study)}")
+        raise _lost(connection, study)
 
 
 def put_aside(connection: "Connection", study: str, generation: int, *, aside: str) -> None:
@@ -79,11 +79,13 @@ def put_aside(connection: "Connection", study: str, generation: int, *, aside: s
 
 
 def who(connection: "Connection", study: str) -> str:
-    return _told(connection.execute(WHO, [study]).fetchone())
+    """The owner, or the last one if nobody holds the study."""
+    found = connection.execute(WHO, [study]).fetchone()
+    return f"{found[1]}, since {found[2]}" if found else "somebody who put it aside"
 
 
-def _told(found: Any) -> str:
-    return f"{found[1]}, since {found[2]}" if found else "somebody who renamed it"
+def _lost(connection: "Connection", study: str) -> StudyLost:
+    return StudyLost(f"study {study!r} was taken over by {who(connection, study)}")
 
 
 def myself() -> str:

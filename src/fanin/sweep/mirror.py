@@ -15,11 +15,11 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from fanin.shared.connection import CLIENT, PATIENCE, SCHEME
 from fanin.sweep.journal import ASKED
+from fanin.sweep.search import GIVEN
 
 log = logging.getLogger(__name__)
 
 MARK = "fanin.mirror"  # on the study there: ours to write, and to make anew
-GIVEN = "fanin.given"  # a trial whose values were given as a whole
 
 
 class Mirror:
