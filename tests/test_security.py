@@ -63,7 +63,8 @@ def test_the_ui_listens_on_this_machine_only_and_its_command_has_no_address_of_a
     assert not [command for command in commands if uri in command]
 
 
-def test_a_password_is_in_nothing_that_a_run_leaves_or_prints(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("tracking", ["local", "server"])
+def test_a_password_is_in_nothing_that_a_run_leaves_or_prints(tracking, tmp_path, monkeypatch, capfd):
     """Also not that of an address which holds one; the server is down, so that errors are told, too."""
     for name in ("conf", "sweeps"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -72,7 +73,7 @@ def test_a_password_is_in_nothing_that_a_run_leaves_or_prints(tmp_path, monkeypa
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(engine, "FLUSH", 0.1)
-    assert main(["train", "epochs=1", "data.n_train=200", "model=softmax"]) == 0
+    assert main(["train", "epochs=1", "data.n_train=200", "model=softmax", f"tracking={tracking}"]) == 0
     assert main(["doctor"]) in (0, 1)
     said = capfd.readouterr()
     assert "not fully in MLflow" in said.out + said.err and "127.0.0.1" in said.out + said.err

@@ -242,9 +242,8 @@ class Trainer:
         parts.model.load_state_dict(progress.weights(parts.model))
         save(artifacts / "last.pt", parts.model.state_dict())
         save(artifacts / "best.pt", progress.best_state or parts.model.state_dict())
-        kept = dict(config) | {"tracking": config["tracking"] | {"uri": None}}  # an address may hold a password
         (artifacts / "config.yaml").write_text(
-            yaml.dump(kept, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
+            yaml.dump(dict(config), Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
         )
         (artifacts / "environment.json").write_text(json.dumps(self._environment, indent=1))
         if shapes := collect(spool.digest(spool.read(folder / "spool.jsonl")[0]).epochs):

@@ -17,6 +17,7 @@ from fanin.errors import ConfigError, require, unknown
 from fanin.sweep.compose import Composer, Composition
 from fanin.sweep.grammar import text_of
 from fanin.sweep.space import Space
+from fanin.tracking import CREDENTIALS
 
 ABSENT = object()
 
@@ -148,9 +149,15 @@ class Study:
             "replicate": replicate,
             "name": f"{variant.name} r{replicate}" if self.own else variant.name,
             "choices": dict(variant.composition.choices),
-            "config": variant.composition.config | ({"replicate": replicate} if self.own else {}),
+            "config": (self._recorded(variant) | {"replicate": replicate}) if self.own else variant.composition.config,
             "overrides": dict(variant.shown),
         } | ({} if self.own else self._call(variant, number))
+
+    def _recorded(self, variant: "Variant") -> dict[str, Any]:
+        """A configuration as it is written down: without the password that the address of a store may hold."""
+        config = variant.composition.config
+        uri = config["tracking"]["uri"]
+        return {**config, "tracking": {**config["tracking"], "uri": uri and CREDENTIALS.sub("//", uri)}}
 
     def _call(self, variant: "Variant", number: int) -> dict[str, Any]:
         """What a foreign function's worker composes its configuration from."""
