@@ -136,7 +136,7 @@ def postgres(programs, secrets):
                 server.wait(60)
 
 
-def server_environment(cluster, values, artifacts):
+def server_environment(cluster, values, artifacts, **replaced):
     """What the service `mlflow` has; `artifacts` stands for its volume, and an object store is as `values` say."""
     place = values["FANIN_ARTIFACTS"]
     return environment(
@@ -149,13 +149,15 @@ def server_environment(cluster, values, artifacts):
         MLFLOW_PORT=values["FANIN_PORT"],
         MLFLOW_ARTIFACTS_DESTINATION=str(artifacts) if place == "/artifacts" else place,
         MLFLOW_AUTH_CONFIG_PATH=str(ROOT / "deploy" / "auth.ini"),
+        **replaced,
     )
 
 
 @contextmanager
-def mlflow_server(cluster, values, artifacts, *, log):
-    """The service `mlflow`, healthy by its own health check; yields its URI."""
-    variables = server_environment(cluster, values, artifacts)
+def mlflow_server(cluster, values, artifacts, *, log, workers=None):
+    """The service `mlflow`, healthy by its own health check; yields its URI. `workers`: other than docker-compose's."""
+    replaced = {"MLFLOW_WORKERS": str(workers)} if workers else {}
+    variables = server_environment(cluster, values, artifacts, **replaced)
     command = SERVICES["mlflow"]["command"]
     assert command[0] == "mlflow"
     server = subprocess.Popen([sys.executable, "-m", *command], env=variables, cwd=artifacts, stdout=log, stderr=log)
@@ -182,10 +184,11 @@ class Stack:
     uri: str = ""
     users: dict = field(default_factory=dict)  # name -> password
     running: ExitStack = field(default_factory=ExitStack)
+    workers: int | None = None  # of the server, other than docker-compose's
 
     def start(self):
         log = self.running.enter_context(self.log.open("a"))
-        server = mlflow_server(self.cluster, self.secrets, self.artifacts, log=log)
+        server = mlflow_server(self.cluster, self.secrets, self.artifacts, log=log, workers=self.workers)
         self.uri = self.running.enter_context(server)
 
     def stop(self):
@@ -270,14 +273,14 @@ def lacking():
 
 
 @contextmanager
-def running_stack(folder, **settings):
+def running_stack(folder, *, workers=None, **settings):
     """The server with its database, secrets as `make up` makes them, and the users ada and bob."""
     tool = import_stack()
     tool.complete_env(folder / ".env", settings=tool.SETTINGS | settings | {"FANIN_PORT": str(free_port())})
     secrets = tool.read_env(folder / ".env")
     (folder / "artifacts").mkdir()
     with postgres(postgres_programs(), secrets) as cluster:
-        stack = Stack(cluster, secrets, folder / "artifacts", folder / "server.log")
+        stack = Stack(cluster, secrets, folder / "artifacts", folder / "server.log", workers=workers)
         stack.users["admin"] = secrets["MLFLOW_ADMIN_PASSWORD"]
         try:
             stack.start()

@@ -7,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 LONGEST_KEY, LONGEST_NAME, LONGEST_TAG = 250, 250, 8000
 LONGEST_PARAM = 6000  # MLflow cuts what is longer without a word
@@ -119,6 +120,7 @@ def render(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+@lru_cache(4096)  # asked for every point
 def allowed(key: str) -> str:
     """`key` if MLflow takes it as a name, else one like it, told apart from all others by a hash.
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fanin import bulk, view
+from fanin import batches, bulk, view
 from fanin.description import DataUsed, Description
 from fanin.errors import ConfigError, require
 from fanin.lock import exclusive
@@ -83,6 +83,7 @@ class Tracker:
         self._artifacts = self.project / (artifacts or "mlartifacts")
         self._experiments: dict[str, str] = {}  # name -> id
         self._checked: set[str] = set()  # runs known to exist
+        self._places: dict[str, str] = {}  # run -> where its files go: to ask takes the server as long as 100 points
 
     @property
     def address(self) -> str:
@@ -109,6 +110,7 @@ class Tracker:
         order = ["attributes.start_time", "attributes.run_id"]
         with self.translated() as client:
             runs = client.search_runs([self._experiment(experiment)], query, order_by=order)
+        self._places |= {run.info.run_id: run.info.artifact_uri for run in runs}
         return [
             TrackedRun(run.info.run_id, run.info.status, frozenset(run.data.params), not run.data.metrics)
             for run in runs
@@ -123,6 +125,7 @@ class Tracker:
                 tags=description.tags,
                 run_name=description.name,
             )
+        self._places[run.info.run_id] = run.info.artifact_uri
         return run.info.run_id
 
     def arrange(self, experiment: str, page: Mapping[str, object], *, question: str) -> None:
@@ -147,7 +150,11 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> None:
-        """One batch; MLflow's client cuts it into the sizes the server takes."""
+        """One batch, cut into the sizes the store takes."""
+        if self.uri.startswith("http"):
+            for body in batches.bodies(run, points=points, params=params or {}, tags=tags or {}):
+                self.request("POST", batches.ROUTE, json=body)
+            return
         with self.translated() as client:
             from mlflow.entities import Metric, Param, RunTag
 
@@ -171,7 +178,12 @@ class Tracker:
 
     def upload(self, run: str, folder: Path) -> None:
         with self.translated() as client:
-            client.log_artifacts(run, str(folder))
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            if place := self._places.pop(run, None):
+                get_artifact_repository(place, tracking_uri=self.uri).log_artifacts(str(folder))
+            else:
+                client.log_artifacts(run, str(folder))
 
     def attach(self, run: str, file: Path, *, folder: str | None = None) -> None:
         """Put one file among the run's artifacts, in place of one of the same name."""
@@ -219,6 +231,7 @@ class Tracker:
         """Drop what was remembered of a store that was replaced."""
         self._experiments.clear()
         self._checked.clear()
+        self._places.clear()
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
@@ -254,7 +267,11 @@ class Tracker:
         """MLflow's client. Two processes creating one SQLite store at once break it for good: one by one."""
         _configure()
         from mlflow.tracking import MlflowClient
+        from mlflow.utils import request_utils
 
+        from fanin.connection import hasten
+
+        hasten(request_utils)
         database = sqlite_file(self.uri)
         if database is None:
             return MlflowClient(self.uri)
@@ -342,7 +359,8 @@ def _configure() -> None:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     for noisy in ("alembic", "mlflow.store.db.utils"):  # what fails is raised, and reported by whoever ships
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+        if logging.getLogger(noisy).level != logging.CRITICAL:  # to set it empties the caches of all loggers
+            logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 def _kind(code: str) -> type[RuntimeError]:

@@ -1,0 +1,179 @@
+"""The team's server under 4 sweeps at once: points a second, and what that costs training.
+
+Everything is real and on this machine: PostgreSQL, MLflow's server with its accounts (as docker-compose.yml has them,
+but for 2 processes of the server), 4 processes that ship, 4 sweeps that train.
+
+Points a second: 4 shippers send finished runs of 900 points, with all their params, files and tags, until the server
+has everything; PostgreSQL is then asked whether each point is there once. The CPU time of a point is told beside it,
+of the clients, the server and PostgreSQL: on a busy machine that says more than the clock.
+
+Training's slowdown: CPU time of an epoch, not wall time. Server, database and training share these cores, so that by
+the clock training slows down by whatever the server takes: it would not where the server is elsewhere, and that is
+what a server is for. What tracking does to training itself shows in the CPU time that the workers spend in `fit`; what
+shipping takes of a training machine's CPU is added in a second figure. Batches of 4 sweeps with tracking and without
+take turns, doing the same work; each with tracking is compared with its two neighbours, and the median counts.
+
+    python benchmarks/bench_server.py [--runs 20] [--rounds 3] [--workers 2]
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from unittest.mock import patch
+
+from bench_bookkeeping import CLOCKS, Clock
+from figures import REPOSITORY, Figure, judge, project, study_of, sweep
+from serving import Spent, declared, finish, lacking, served
+
+from fanin import shipper
+from fanin.folders import Folder
+from fanin.shipping import unshipped
+from fanin.sweep import devices, engine
+from fanin.tracking import Tracker
+
+SWEEPS = 4
+POINTS, EPOCHS = 900, 15  # of a run: 60 metrics, as a default one has
+KEYS = [f"weight/layers.{i % 4}/quantity_{i}" for i in range(POINTS // EPOCHS)]
+WORK = ["optimizer.lr=0.001,0.002", "epochs=5", "hardware.workers=1"]  # of a sweep that trains
+INGEST, SLOWER = 3000, 1.05  # points a second, x
+
+
+@dataclass(frozen=True)
+class Drained:
+    """What a shipper sent, in which CPU seconds of its own."""
+
+    left: int  # runs that the server did not take
+    cpu: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """CPU seconds of a sweep: of its workers in `fit`, and of its thread that ships."""
+
+    fit: float
+    shipping: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=20, help="that each shipper sends")
+    parser.add_argument("--rounds", type=int, default=3, help="of sweeps with tracking and without")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the server")
+    options = parser.parse_args()
+    if lacking():
+        print(f"skipped: {lacking()}")
+        return 0
+    with project() as folder, served(folder / "server", workers=options.workers) as stack:
+        with ProcessPoolExecutor(SWEEPS, mp_context=get_context("spawn")) as sweeps:
+            ingest = measure_ingest(stack, folder, sweeps, runs=options.runs)
+            fit, shipping = measure_training(folder, sweeps, rounds=options.rounds)
+    return judge(
+        [
+            Figure(f"points a second, {SWEEPS} sweeps", ingest, least=INGEST),
+            Figure("CPU time of an epoch, tracked / untracked", fit, "x", most=SLOWER),
+            Figure("the same with shipping, beside which it trains", fit + shipping, "x", most=SLOWER),
+        ]
+    )
+
+
+def measure_ingest(stack, folder: Path, sweeps: ProcessPoolExecutor, *, runs: int) -> float:
+    """Points a second that the server takes from as many shippers as there are sweeps."""
+    names = [f"ingest{number}" for number in range(SWEEPS)]
+    warm = [f"warm{number}" for number in range(SWEEPS)]
+    record(folder, warm, runs=2)
+    record(folder, names, runs=runs)
+    drain_all(folder, warm, sweeps)  # imports, connections, experiments
+    spent = Spent(stack)
+    before, began = spent.read(), time.monotonic()
+    clients = drain_all(folder, names, sweeps)
+    wall = time.monotonic() - began
+    cost = {"shippers": sum(one.cpu for one in clients)}
+    cost |= {name: seconds - before[name] for name, seconds in spent.read().items()}
+    points = SWEEPS * runs * POINTS
+    check_stored(stack, points)
+    told = ", ".join(f"{name} {1e6 * seconds / points:.0f}" for name, seconds in cost.items())
+    print(f"ingest: {points} points of {SWEEPS * runs} runs in {wall:.1f} s; CPU us a point: {told}", flush=True)
+    return points / wall
+
+
+def record(folder: Path, names: Sequence[str], *, runs: int) -> None:
+    """Finished runs of studies that nobody has shipped."""
+    with study_of([]) as (study, _):
+        variant = study.variant({})
+        for name in names:
+            specs = [study.spec(variant, number) | {"study": name} for number in range(runs)]
+            for number, run in enumerate(declared(folder, name, specs)):
+                finish(run, keys=KEYS, epochs=EPOCHS, seed=number)
+
+
+def drain_all(folder: Path, names: Sequence[str], sweeps: ProcessPoolExecutor) -> list[Drained]:
+    done = list(sweeps.map(drain, [str(folder)] * len(names), names))
+    assert not sum(one.left for one in done), done
+    return done
+
+
+def drain(folder: str, name: str) -> Drained:
+    """Ship a study as the end of a sweep does. In a process of its own."""
+    began = time.process_time()
+    tracker = Tracker(project=folder)
+    thread = shipper.Shipper(tracker)
+    for run in unshipped(Folder(Path(folder) / ".fanin" / name), uri=tracker.address):
+        thread.nudge(run, ended=True)
+    left = thread.close(600.0)
+    return Drained(len(left), time.process_time() - began)
+
+
+def measure_training(folder: Path, sweeps: ProcessPoolExecutor, *, rounds: int) -> tuple[float, float]:
+    """CPU time of training with tracking and that of shipping, both as multiples of training without tracking."""
+    train_all(folder, sweeps, "none")  # imports, data
+    batches = [train_all(folder, sweeps, "none")]
+    fits, shares = [], []
+    for _ in range(rounds):
+        batches += [train_all(folder, sweeps, "local"), train_all(folder, sweeps, "none")]
+        before, tracked, after = batches[-3:]
+        usual = (before.fit + after.fit) / 2
+        fits, shares = [*fits, tracked.fit / usual], [*shares, tracked.shipping / usual]
+        print(f"training: {fits[-1]:.3f}x, shipping {shares[-1]:.3f}x of {usual:.1f} CPU s", flush=True)
+    return statistics.median(fits), statistics.median(shares)
+
+
+def train_all(folder: Path, sweeps: ProcessPoolExecutor, tracking: str) -> Trained:
+    """4 sweeps at once, each in a project of its own: the sum of what they took."""
+    places = [str(folder / f"{tracking}{time.monotonic_ns()}-{number}") for number in range(SWEEPS)]
+    done = list(sweeps.map(train, places, [tracking] * SWEEPS))
+    return Trained(sum(one.fit for one in done), sum(one.shipping for one in done))
+
+
+def train(place: str, tracking: str) -> Trained:
+    """One sweep to its end, in a process of its own."""
+    (Path(place) / CLOCKS).mkdir(parents=True)
+    (Path(place) / "conf").symlink_to(REPOSITORY / "conf")
+    os.chdir(place)
+    devices.TASK = "bench_bookkeeping:TimedTrainer"
+    engine.FLUSH = 600.0  # to the last point: it belongs to the cost
+    clock = Clock()
+    with patch.object(shipper.Shipper, "_work", shipper.Shipper._work):  # until the block's end
+        clock.around(shipper.Shipper, "_work")
+        sweep([f"study.name={Path(place).name}", f"tracking={tracking}", *WORK])
+    fit = sum(float(file.read_text().split()[1]) for file in Path(CLOCKS).iterdir())
+    return Trained(fit, clock.seconds)
+
+
+def check_stored(stack, points: int) -> None:
+    """Every point that the spools have is in PostgreSQL once: asked without any code of ours."""
+    query = (
+        "select count(*), count(distinct (m.run_uuid, m.key, m.step)) from metrics m join runs r using (run_uuid)"
+        " join experiments e using (experiment_id) where e.name like 'ingest%' and m.key like 'weight/%'"
+    )
+    [row] = stack.read(query)
+    assert row == f"{points}|{points}", row
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

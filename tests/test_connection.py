@@ -1,0 +1,59 @@
+"""The time that an answer takes beside the work it is: no 40 ms of waiting for an acknowledgement."""
+
+import http.server
+import statistics
+import sys
+import threading
+import time
+
+import pytest
+import requests
+
+from fanin.tracking import Tracker
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the option of the socket is Linux's")
+ANSWERS = 25
+
+
+class Halting(http.server.BaseHTTPRequestHandler):
+    """Sends head and body one after the other with Nagle's algorithm on, as uvicorn's processes do."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = False
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def uri():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Halting)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def median(ask):
+    """Seconds of an answer on a connection that is kept."""
+    times = []
+    for _ in range(ANSWERS):
+        began = time.perf_counter()
+        ask()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def test_a_server_that_sends_an_answer_in_two_packets_does_not_keep_us_waiting(uri, tmp_path):
+    with requests.Session() as usual:
+        assert median(lambda: usual.get(uri)) > 0.03, "this server makes nobody wait: the test shows nothing"
+    tracker = Tracker(project=tmp_path, uri=uri)
+    assert median(lambda: tracker.request("GET", "/")) < 0.03
