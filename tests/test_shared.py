@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
 from databases import lacking
@@ -67,6 +68,19 @@ class Server:
         places = f"-p {self.cluster.port} -k {self.cluster.folder} -h 127.0.0.1 -F"
         data, log = f"{self.cluster.folder}/data", f"{self.cluster.folder}/log.2"
         self.cluster.call("pg_ctl", "start", "-s", "-w", "-D", data, "-l", log, "-o", places)
+
+    @contextmanager
+    def hung(self):
+        """It takes what it is sent, and does not answer."""
+        pid = int((self.cluster.folder / "data" / "postmaster.pid").read_text().split()[0])
+        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
 
 @pytest.fixture(scope="module")
@@ -606,6 +620,22 @@ def test_a_restart_of_postgres_costs_no_epoch_a_second_and_leaves_the_study_with
     assert max(pauses(team.one, since=gone, until=back)) < 1 + max(pauses(team.one, until=gone))
     third = launch(team.two, *team.options)
     assert third.end() == 0 and (leaderboard(third.output), once(team.hub)) == alone, third.output
+
+
+@pytest.mark.slow
+def test_neither_training_nor_ctrl_c_waits_for_a_postgres_that_hangs(team, alone, launch):
+    first = launch(team.one, *team.options)
+    trained(first, epochs=4)
+    hung = time.time()
+    with team.server.hung():
+        trained(first, epochs=epochs_of(team.one) + 8)
+        asked = time.monotonic()
+        first.signal(signal.SIGINT)
+        assert first.end() == 130, first.output
+        assert time.monotonic() - asked < 10
+    assert max(pauses(team.one, since=hung)) < 1 + max(pauses(team.one, until=hung))
+    again = launch(team.two, *team.options)
+    assert again.end() == 0 and (leaderboard(again.output), once(team.hub)) == alone, again.output
 
 
 @pytest.mark.slow

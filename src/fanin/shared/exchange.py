@@ -105,7 +105,7 @@ class Exchange:
 
     def close(self) -> None:
         """Give the study up. A thread that hangs on the server is not waited for: its session ends with the process."""
-        if self._using.acquire(timeout=1):
+        if self._using.acquire(timeout=0.1):
             self._hang_up()
             self._using.release()
 

@@ -17,7 +17,7 @@ from fanin.sweep.folder import StudyFolder, archive, outcome, stamp
 from fanin.sweep.study import Study
 from fanin.tracking import TrackingDown, TrackingRefused
 
-LAST = 2.0  # s that the end of a sweep waits for what is still to be copied; `fanin sync` copies the rest
+LAST = 1.0  # s that the end of a sweep waits for what is still to be copied; `fanin sync` copies the rest
 
 
 @contextmanager
