@@ -9,7 +9,6 @@ secret that lies in the folder of the jobs for the user alone. The only module t
 `fanin[slurm]` brings.
 """
 
-import contextlib
 import os
 import queue
 import secrets
@@ -19,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge, wait
 from pathlib import Path
@@ -29,6 +28,7 @@ import submitit
 
 from fanin.errors import ConfigError, unknown
 from fanin.folders import MEMORY
+from fanin.sweep.piped import Piped
 from fanin.sweep.pool import Event
 from fanin.sweep.slurm_worker import join
 
@@ -40,42 +40,15 @@ LOST = 3  # jobs that may end without having connected, in a row
 NAMES = {"partition": "slurm_partition", "account": "slurm_account"}
 
 
-@dataclass(eq=False)
-class SlurmWorker:
-    """The coordinator's handle of one job; `connection` is None until it runs and has connected."""
+@dataclass(eq=False, kw_only=True)
+class SlurmWorker(Piped):
+    """The coordinator's handle of one job, which has no connection until it runs."""
 
-    slot: int
     job: Any
-    connection: Connection | None = None
-    task: Any = None
-    heard: float = field(default_factory=time.monotonic)
-    ended: str | None = None
-
-    @property
-    def free(self) -> bool:
-        return self.task is None
-
-    def do(self, kind: str, payload: Any, *, task: Any) -> None:
-        self.task, self.heard = task, time.monotonic()
-        self._send(("do", kind, payload))
-
-    def reply(self, value: Any) -> None:
-        self._send(("reply", value))
-
-    def stop(self, reason: str) -> None:
-        self._send(("stop", reason))
 
     def kill(self, cause: str) -> None:
         self.ended = cause
         self.job.cancel()
-
-    def leave(self) -> None:
-        self._send(("leave",))
-
-    def _send(self, message: tuple[Any, ...]) -> None:
-        if self.connection:
-            with contextlib.suppress(OSError):  # it died: its end of the connection will tell
-                self.connection.send(message)
 
     def cause_of_death(self) -> str:
         return self.ended or f"gone with its job {self.job.job_id} (now {self.job.state}; {self.job.paths.stderr})"
@@ -108,7 +81,7 @@ class SlurmPool:
         taken = {worker.slot for worker in self.workers}
         for slot in sorted(set(range(self.size)) - taken):
             job = self._executor.submit(join, self._listener.address, self._secret, slot, self._task, self._arguments)
-            self.workers.append(SlurmWorker(slot, job))
+            self.workers.append(SlurmWorker(slot=slot, job=job))
 
     def free(self) -> list[SlurmWorker]:
         return [worker for worker in self.workers if worker.free and worker.connection and not worker.ended]

@@ -23,52 +23,29 @@ import types
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from fanin.sweep.channel import SHIELDED, serve
+from fanin.sweep.piped import Piped
 from fanin.sweep.pool import Event
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 STARTS = 3  # tries to start a worker, should the fork server die meanwhile
 
 
-@dataclass(eq=False)
-class Worker:
+@dataclass(eq=False, kw_only=True)
+class Worker(Piped):
     """The coordinator's handle of one worker process."""
 
-    slot: int
     process: Any
     connection: Connection
-    task: Any = None  # what it works on, for the coordinator's own use
-    heard: float = field(default_factory=time.monotonic)
-    ended: str | None = None  # set when we end it ourselves: the cause to name
-
-    @property
-    def free(self) -> bool:
-        return self.task is None
-
-    def do(self, kind: str, payload: Any, *, task: Any) -> None:
-        self.task, self.heard = task, time.monotonic()
-        self._send(("do", kind, payload))
-
-    def reply(self, value: Any) -> None:
-        self._send(("reply", value))
-
-    def stop(self, reason: str) -> None:
-        self._send(("stop", reason))
 
     def kill(self, cause: str) -> None:
         self.ended = cause
         self.process.kill()
-
-    def _send(self, message: tuple[Any, ...]) -> None:
-        try:
-            self.connection.send(message)
-        except OSError:
-            pass  # it died: its sentinel will tell
 
 
 class Pool:
@@ -116,12 +93,12 @@ class Pool:
     def dismiss(self, worker: Worker) -> None:
         """End a free worker; the next one starts afresh in its place."""
         worker.ended = "dismissed"
-        worker._send(("leave",))
+        worker.leave()
 
     def close(self, grace: float = 1.0) -> None:
         """End all workers: the busy ones, and those that do not leave within `grace` seconds, are killed."""
         for worker in self.workers:
-            worker._send(("leave",))
+            worker.leave()
             if not worker.free:
                 worker.kill("not needed any more")
         deadline = time.monotonic() + grace
