@@ -16,7 +16,7 @@ from fanin.sweep.plan import Job
 from fanin.sweep.study import Budget, Objective, Study, Variant
 
 METRIC = "val/accuracy"
-BASE = {"epochs": 4, "seed": 0, "data": {"classes": 10}, "a": 1, "b": 1, "c": "x"}
+BASE = {"epochs": 4, "seed": 0, "data": {"classes": 10}, "tracking": {"uri": "none"}, "a": 1, "b": 1, "c": "x"}
 
 
 class Overlay:
