@@ -22,6 +22,7 @@ from fanin.points import Point
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
 CONNECTIONS = 6
+PATIENCE = 60  # s until an answer: with six questions at once, a busy server has taken over 15 for one
 MOST_RUNS, MOST_ROWS = 100, 25_000  # that the bulk route takes and gives
 DENSE = 500  # points of a run from which on its file is there sooner than they are: 20 us each
 PAGE = 200  # runs of a search: one with hundreds of metrics takes the server 10 ms
@@ -114,7 +115,7 @@ class Server:
             return None
         question = {"run_uuid": run, "path": archive.FILE}
         try:
-            points = archive.read(self._tracker.request("GET", ARTIFACT, params=question))
+            points = archive.read(self._tracker.request("GET", ARTIFACT, params=question, timeout=PATIENCE))
         except (TrackingDown, TrackingRefused, ValueError):  # the bulk route knows the same
             return None
         ends = {point.key: point for point in points}
@@ -187,7 +188,7 @@ class Server:
             token = answer.get("next_page_token", "")
 
     def _ask(self, method: str, route: str, **arguments: object) -> dict:
-        return json.loads(self._tracker.request(method, route, **arguments))
+        return json.loads(self._tracker.request(method, route, timeout=PATIENCE, **arguments))
 
 
 def _pairs(run: Mapping, name: str) -> dict[str, Any]:
