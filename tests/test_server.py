@@ -79,6 +79,15 @@ def test_a_metric_of_many_runs_comes_in_answers_of_a_hundred_runs(project, uri, 
     assert asked["get-history-bulk"] == 2 and not asked["get-history"]
 
 
+def test_with_an_account_more_than_one_metric_comes_from_the_files_of_runs(project, uri, asked, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")  # this server asks nobody, and would not mind
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "a long word")
+    same_as_in_the_database(project, uri, "val/loss")
+    assert asked["get-history-bulk"] == 2 and not asked["get-artifact"]
+    same_as_in_the_database(project, uri, ["val/loss", "val/accuracy"])
+    assert asked["get-artifact"] >= RUNS - 4  # those whose files do not have all that was added by hand
+
+
 def test_an_answer_that_was_cut_short_is_asked_for_in_halves(project, uri, asked):
     found = same_as_in_the_database(project, uri, "twice")
     assert len(found) == 3 * 5_000 and found["value"].iloc[:2].tolist() == [0.5, 1.5]  # the later of two

@@ -94,6 +94,15 @@ class Tracker:
     def local(self) -> bool:
         return sqlite_file(self.uri) is not None
 
+    @cached_property
+    def signed_in(self) -> bool:
+        """Whether requests bear an account, whose rights the server looks up."""
+        with self.translated():
+            from mlflow.tracking._tracking_service.utils import get_default_host_creds
+
+            account = get_default_host_creds(self.uri)
+            return bool(account.username or account.token)
+
     def connect(self) -> None:
         """Create or open the store now rather than at the first use."""
         with self.translated() as client:
