@@ -29,7 +29,7 @@ class Recorder:
         self.calls, self.faults = [], []
         monkeypatch.setattr("fanin.shipper.ship", self.ship)
 
-    def ship(self, folder, *, tracker, guard):
+    def ship(self, folder, *, tracker, guard, forgot):
         self.calls.append((folder.path.name, time.monotonic()))
         if self.faults and (fault := self.faults.pop(0)):
             raise fault
@@ -130,7 +130,7 @@ def test_a_refused_run_does_not_hold_up_the_others(recorder, runs):
 
 def test_nudging_never_waits_for_the_store(recorder, monkeypatch, runs):
     answer = threading.Event()
-    monkeypatch.setattr("fanin.shipper.ship", lambda folder, tracker, guard: answer.wait(20))
+    monkeypatch.setattr("fanin.shipper.ship", lambda folder, **_: answer.wait(20))
     shipper = Shipper(recorder)
     shipper.nudge(runs[0])
     begin = time.monotonic()
@@ -144,7 +144,7 @@ def test_nudging_never_waits_for_the_store(recorder, monkeypatch, runs):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_fault_of_our_own_is_visible_and_leaves_the_caller_alone(recorder, monkeypatch, runs):
-    def fail(folder, tracker, guard):
+    def fail(folder, **_):
         raise AssertionError("a bug")
 
     monkeypatch.setattr("fanin.shipper.ship", fail)
@@ -199,3 +199,25 @@ def test_bookkeeping_of_a_run_is_cheap(tmp_path):
         ship(run, tracker=tracker)
         costs.append(time.process_time() - begin)
     assert min(costs) < 0.09
+
+
+def test_a_study_whose_database_was_removed_is_shipped_anew_with_the_runs_that_had_been_done(tmp_path):
+    database = new_database(tmp_path / "mlflow.db")
+    study = make_study(tmp_path)
+    done = train(make_run(study))
+    with Spool(study.spool) as spool:
+        spool.append("end", status="FINISHED", reason=None, metrics={}, step=0)
+    for folder in (done, study):
+        ship(folder, tracker=Tracker(project=tmp_path))
+    before = stored(database)
+    for file in tmp_path.glob("mlflow.db*"):
+        file.unlink()
+    new_database(database)
+    fresh = Tracker(project=tmp_path)
+    fresh._client._tracking_client.store.engine.dispose()  # connects anew, as another process would
+    with Spool(study.spool) as spool:
+        spool.append("start")
+    shipper = Shipper(fresh, interval=0.01)
+    shipper.catch_up(study)
+    assert shipper.close(30) == []
+    assert stored(database) == before and len(stored_runs(database)) == 1

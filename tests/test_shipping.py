@@ -325,6 +325,20 @@ def test_a_database_that_was_deleted_is_filled_again_from_the_spools(tracker, st
     assert parents == {row[0] for row in stored(database, "select run_uuid from runs where name = 'initializers'")}
 
 
+def test_sync_fills_a_database_that_was_removed_though_no_spool_has_anything_new(tracker, study, database, tmp_path):
+    train(make_run(study))
+    train(make_run(study, replicate=1))
+    sync(tmp_path, tracker=tracker)
+    before = stored(database)
+    for file in tmp_path.glob("mlflow.db*"):
+        file.unlink()
+    new_database(database)
+    fresh = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
+    fresh._client._tracking_client.store.engine.dispose()  # connects anew, as another process would
+    assert sync(tmp_path, tracker=fresh).left == {}
+    assert stored(database) == before and len(stored_runs(database)) == 2
+
+
 def test_a_deleted_run_is_refused_not_created_anew(tracker, study, database):
     run = train(make_run(study), last=1, end=None)
     ship(run, tracker=tracker)

@@ -86,7 +86,7 @@ class Shipper:
     def _work(self) -> None:
         while path := self._wait():
             try:
-                ship(Folder(path), tracker=self._tracker, guard=self._guard)
+                ship(Folder(path), tracker=self._tracker, guard=self._guard, forgot=self.catch_up)
             except TrackingDown as error:
                 self._postpone(path, str(error))
             except TrackingRefused as error:

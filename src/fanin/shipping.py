@@ -6,7 +6,7 @@ looked for by its tags before it is created; a param is logged only where it is 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -50,27 +50,54 @@ class Guard(Protocol):
         TrackingRefused."""
 
 
-def ship(folder: Folder, *, tracker: Tracker, guard: Guard | None = None) -> bool:
-    """Send what the store does not have yet of a run or a study; True if its end has been sent, too.
+def ship(
+    folder: Folder,
+    *,
+    tracker: Tracker,
+    guard: Guard | None = None,
+    forgot: Callable[[Folder], None] = lambda study: None,
+) -> bool:
+    """Send what the store does not have yet of a run or a study; True if its end has been sent, too. `forgot` hears of
+    a study that the store had and has no more: all of it is to be shipped again.
 
     Raises TrackingDown or TrackingRefused, with nothing lost: call again, at any time, from any process. A disk
     too full for what is written on the way (the artifacts, shipped.json) counts as down: room can be made.
     """
     try:
         with exclusive(folder.study.path / "shipping.lock"):
-            return _ship_somewhere(folder, tracker, guard)
+            return _ship_somewhere(folder, tracker, guard, forgot)
     except OSError as error:
         raise TrackingDown(f"{error.filename or folder.path}: {error.strerror or error}") from error
 
 
-def _ship_somewhere(folder: Folder, tracker: Tracker, guard: Guard | None) -> bool:
+def _ship_somewhere(folder: Folder, tracker: Tracker, guard: Guard | None, forgot: Callable[[Folder], None]) -> bool:
     try:
         return _ship(folder, tracker, guard)
-    except TrackingForgot:  # another store at the same address: the spools have everything
-        tracker.forget()
-        folder.study.forget()
-        folder.forget()
-        return _ship(folder, tracker, guard)
+    except TrackingForgot:
+        _start_over(folder.study, tracker)
+        ended = _ship(folder, tracker, guard)
+        forgot(folder.study)
+        return ended
+
+
+def _start_over(study: Folder, tracker: Tracker) -> None:
+    """Another store is at the same address: it gets all of the study, which the spools have."""
+    tracker.forget()
+    for runs in study.variants().values():
+        for run in runs:
+            run.forget()
+    study.forget()
+
+
+def _look_after(folder: Folder, tracker: Tracker) -> None:
+    """Start over if the store has lost a study of which there is nothing new to ship, so that nobody would notice."""
+    study, known = folder.study, folder.shipped(tracker.address).run
+    if known and folder == study:
+        try:
+            tracker.check(known)
+        except TrackingForgot:
+            with exclusive(study.path / "shipping.lock"):
+                _start_over(study, tracker)
 
 
 def unshipped(study: Folder, *, uri: str) -> Iterator[Folder]:
@@ -255,6 +282,7 @@ def sync(project: str | Path, *, tracker: Tracker, guard: Guard | None = None) -
                 ended.append(folder)
             if down:
                 raise TrackingDown(down)
+            _look_after(folder, tracker)
             complete = ship(folder, tracker=tracker, guard=guard)
         except StudyBusy:
             running += 1
