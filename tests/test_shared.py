@@ -5,6 +5,7 @@ import sys
 import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ from fanin import spool
 from fanin.app import main
 from fanin.errors import ConfigError
 from fanin.folders import Folder, declare_study
+from fanin.shared import connection
 from fanin.shared.exchange import Exchange
 from fanin.shared.keeper import Keeper
 from fanin.shared.late import Latecomer
@@ -175,8 +177,8 @@ def test_what_only_one_machine_has_is_kept_there_and_shared_when_it_sweeps_again
 
 
 @contextmanager
-def _keeper(exchange):
-    keeper = Keeper(exchange)
+def _keeper(exchange, after=None):
+    keeper = Keeper(exchange, after=after)
     try:
         yield keeper
     finally:
@@ -264,6 +266,57 @@ def test_while_postgres_is_down_noting_costs_nothing_and_all_is_sent_when_it_is_
             keeper.secure(ended)
         clean.start()
         wait_until(lambda: len(clean.ask("select file from fanin_piece where file like '%/spool.jsonl'")) == 2)
+    with held(clean, two) as (_, folder):
+        assert files(folder.path) == files(one / ".fanin" / "initializers")
+
+
+def test_a_session_that_was_ended_as_idle_in_a_transaction_counts_as_down_and_is_made_again(
+    clean, tmp_path, monkeypatch
+):
+    one, _, ended, _ = machines(tmp_path)
+    monkeypatch.setitem(connection.SESSION, "idle_in_transaction_session_timeout", "100ms")
+    with held(clean, one) as (exchange, _):
+        with (
+            pytest.raises(TrackingDown, match=f"127.0.0.1:{clean.cluster.port}/optuna: terminating connection due to"),
+            exchange._session() as session,
+            session.transaction(),
+        ):  # a machine that slept, or was stopped, between two statements
+            session.execute("select")
+            ours = f"select 1 from pg_stat_activity where pid = {session.info.backend_pid}"
+            wait_until(lambda: not clean.ask(ours))
+            session.execute("select")
+        exchange.send([ended])
+
+
+@pytest.mark.parametrize("query", ["select 1 / 0", "select nothing", "insert into fanin_version values (1)"])
+def test_whatever_else_the_database_objects_to_is_a_refusal(clean, tmp_path, query):
+    with held(clean, tmp_path) as (exchange, _):
+        with pytest.raises(TrackingRefused, match=f"127.0.0.1:{clean.cluster.port}/optuna: "):
+            with exchange._session() as session:
+                session.execute(query)
+        exchange.send()
+
+
+@pytest.mark.parametrize("fault", [KeyError("a bug"), TrackingDown("another server")])
+def test_a_fault_in_what_follows_a_copy_is_said_once_and_the_copy_goes_on(clean, tmp_path, caplog, monkeypatch, fault):
+    monkeypatch.setattr("fanin.shared.keeper.GATHER", 0.0)
+    one, two, ended, opened = machines(tmp_path)
+
+    def fail():
+        raise fault
+
+    with held(clean, one) as (exchange, _):
+        with _keeper(exchange, after=fail) as keeper:
+            for run in (ended, opened):
+                keeper.note(run)
+                there = f"select 1 from fanin_piece where file like '%{run.path.name}/spool%'"
+                wait_until(partial(clean.ask, there))
+                wait_until(lambda: caplog.messages)
+        (said,) = caplog.messages
+        assert (
+            f"'initializers' is still copied to PostgreSQL, but shown nowhere else any more: {type(fault).__name__}"
+            in said
+        )
     with held(clean, two) as (_, folder):
         assert files(folder.path) == files(one / ".fanin" / "initializers")
 
@@ -409,7 +462,7 @@ def test_a_copy_of_the_journal_that_ends_in_any_record_loses_and_repeats_no_tria
             assert told(plan.search) == undisturbed, cut
 
 
-def test_optuna_shows_the_search_as_it_goes_on_and_after_it_was_begun_anew(clean, tmp_path):
+def test_optuna_shows_the_search_as_it_goes_on_and_after_it_was_removed_or_begun_anew(clean, tmp_path, caplog):
     import optuna
 
     def shown():
@@ -437,6 +490,14 @@ def test_optuna_shows_the_search_as_it_goes_on_and_after_it_was_begun_anew(clean
         mirror.update()  # which finds its connection broken
         mirror.update()
         assert shown() == ours(plan.search) and len(shown()) > 7
+        storage = optuna.storages.RDBStorage(clean.address().replace(":", "+psycopg:", 1))
+        optuna.delete_study(study_name="study", storage=storage)  # as the dashboard's button does
+        storage.remove_session()
+        storage.engine.dispose()
+        Play(quality).run(plan, stop=5)
+        mirror.update()  # which does not find the study
+        mirror.update()
+        assert shown() == ours(plan.search) and not caplog.messages
         mirror.close()
     with closing(StudyFolder(tmp_path / "two" / ".fanin" / "study")) as folder:
         plan = search_plan(folder)
@@ -782,3 +843,21 @@ def test_studies_of_one_name_are_not_mixed(clean, tmp_path):
     aside = Shared(exchange).settle(new=False)  # what the first machine has is of the study before
     exchange.close()
     assert aside and (aside / "runs" / ended.path.name).exists()
+
+
+def test_a_study_is_put_aside_under_one_name_here_and_there_also_where_the_name_is_taken(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr("fanin.sweep.folder.stamp", lambda: "then")
+    put = {"one": "initializers.until-then", "two": "initializers.until-then-2", "three": "initializers.until-then-3"}
+    for machine, name in put.items():
+        path = tmp_path / machine / ".fanin" / "initializers"
+        with held(clean, tmp_path / machine) as (exchange, _):
+            exchange.send()
+        exchange = Exchange(clean.address(), path)
+        exchange.take()
+        assert Shared(exchange).settle(new=True) == path.with_name(name)
+        exchange.close()
+        assert not path.exists() and (path.with_name(name) / "study.json").exists()
+    assert clean.ask("select study from fanin_study order by 1") == ["initializers", *put.values()]
+    with closing(Latecomer(clean.address())) as late:  # each may still bring what it has of its own
+        for machine, name in put.items():
+            late.secure(Folder(tmp_path / machine / ".fanin" / name))

@@ -72,7 +72,7 @@ def connect(address: str) -> "Connection":
 
 @contextmanager
 def translated(place: str) -> Iterator[None]:
-    """What psycopg raises is raised as one of our errors."""
+    """What psycopg raises, whatever it is, is raised as one of our errors."""
     import psycopg
     from psycopg import errors
 
@@ -83,10 +83,13 @@ def translated(place: str) -> Iterator[None]:
         raise TrackingRefused(f"{KEY}: {place}: {_line(error)}; {way}") from error
     except errors.UndefinedTable as error:
         raise TrackingRefused(f"{KEY}: {place}: there are no studies of fanin") from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+    except (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError) as error:
+        # psycopg calls it internal when the server ended a session that was too long idle in a transaction
         line = _line(error)
         refused = "FATAL" in line and "the database system is" not in line and "too many" not in line
         raise (TrackingRefused if refused else TrackingDown)(f"{KEY}: {place}: {line}") from error
+    except psycopg.Error as error:
+        raise TrackingRefused(f"{KEY}: {place}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

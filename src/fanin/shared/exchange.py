@@ -53,10 +53,11 @@ class Exchange:
         with self._session() as connection:
             check(connection, place=self.place)
 
-    def put_aside(self, aside: str) -> None:
-        """Keep what there is of the study under another name: it is begun anew."""
+    def put_aside(self, aside: str) -> str:
+        """Keep what there is of the study under another name (`aside`, if no study has it yet), which is returned: the
+        study is begun anew."""
         with self._session() as connection:
-            hold.put_aside(connection, self.study, self.generation, aside=aside)
+            return hold.put_aside(connection, self.study, self.generation, aside=aside)
 
     def identity(self) -> bytes:
         """The content of study.json as others see it; empty if there is none yet."""

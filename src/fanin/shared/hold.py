@@ -10,6 +10,7 @@ import getpass
 import os
 import socket
 import time
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from fanin.errors import ConfigError
@@ -27,6 +28,7 @@ update fanin_study set generation = generation + 1, holder = %s, since = now()
 where study = %s and generation = %s returning generation
 """
 FENCE = "select from fanin_study where study = %s and generation = %s for share"
+TAKEN = "select from fanin_study where study = %s"
 ASIDE = "update fanin_study set study = %s where study = %s and generation = %s"
 ANEW = "insert into fanin_study (study, generation, holder) values (%s, %s, %s)"
 
@@ -69,13 +71,16 @@ def fence(connection: "Connection", study: str, generation: int) -> None:
         raise _lost(connection, study)
 
 
-def put_aside(connection: "Connection", study: str, generation: int, *, aside: str) -> None:
-    """Rename what there is of the study that was taken. Its last owner may still add what it has, and no earlier
-    generation is one of the new study."""
+def put_aside(connection: "Connection", study: str, generation: int, *, aside: str) -> str:
+    """Rename what there is of the study that was taken to `aside`, or to aside-2 and so on if there is such a study;
+    returns the name. Its last owner may still add what it has, and no earlier generation is one of the new study."""
     with connection.transaction():
         fence(connection, study, generation)
-        connection.execute(ASIDE, [aside, study, generation])
+        names = chain([aside], (f"{aside}-{i}" for i in count(2)))
+        name = next(name for name in names if connection.execute(TAKEN, [name]).fetchone() is None)
+        connection.execute(ASIDE, [name, study, generation])
         connection.execute(ANEW, [study, generation, myself()])
+    return name
 
 
 def who(connection: "Connection", study: str) -> str:

@@ -1,6 +1,7 @@
 """A thread that keeps a study's copy in PostgreSQL up to date while others train. Nobody waits for it but the shipper,
 which must not tell MLflow what PostgreSQL does not know."""
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +11,15 @@ from fanin.shared.exchange import Exchange, mark_of
 from fanin.shipping import StudyLost
 from fanin.tracking import TrackingDown, TrackingRefused
 
+log = logging.getLogger(__name__)
+
 BEAT = 2.0  # s between two looks whether the study is still ours, and the pause after one that failed
 GATHER = 0.3  # s in which what ends together is gathered, to be sent together
 
 
 class Keeper:
     """Sends runs as they end, and notices when the study is not ours any more. `after` is called whenever something
-    was sent."""
+    was sent, until it fails."""
 
     def __init__(self, exchange: Exchange, *, after: Callable[[], None] | None = None) -> None:
         self._exchange, self._after = exchange, after
@@ -62,8 +65,7 @@ class Keeper:
                 closing, due = self._closing, set(self._due)
             try:
                 self._send(due)
-                if self._after:
-                    self._after()
+                self._follow()
             except (TrackingDown, TrackingRefused):
                 pause = BEAT
             else:
@@ -72,6 +74,20 @@ class Keeper:
                 self._changed.wait_for(lambda: self._closing, 0 if closing else pause)
             if closing or self._lost:
                 return
+
+    def _follow(self) -> None:
+        if self._after is None:
+            return
+        try:
+            self._after()
+        except Exception as error:  # the copy does not depend on it, and must not end with it
+            self._after = None
+            fault = f"{type(error).__name__}: {error}".splitlines()[0]
+            log.warning(
+                "study %r is still copied to PostgreSQL, but shown nowhere else any more: %s",
+                self._exchange.study,
+                fault,
+            )
 
     def _send(self, due: set[Path]) -> None:
         if self._lost:

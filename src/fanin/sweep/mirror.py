@@ -33,15 +33,15 @@ class Mirror:
         self._off = False
 
     def update(self) -> None:
-        """Write what is new. No sweep depends on it: after an outage it is tried again, and anything else is said
-        once and left."""
+        """Write what is new. No sweep depends on it: after an outage, or when somebody removed the study there, all is
+        written again; anything else is said once and left."""
         if self._off:
             return
         try:
             self._open()
             for trial in drawn(self._study.get_trials(deepcopy=False)):
                 self._write(trial)
-        except (OperationalError, StorageInternalError):
+        except (OperationalError, StorageInternalError, KeyError):  # KeyError: Optuna does not find the study
             self.close()
         except (SQLAlchemyError, RuntimeError) as error:
             self._off = True

@@ -92,7 +92,8 @@ class Shared:
             if new:
                 aside = archive(self.path)
                 if there:
-                    self.exchange.put_aside(aside.name if aside else f"{self.path.name}.until-{stamp()}")
+                    name = self.exchange.put_aside(aside.name if aside else f"{self.path.name}.until-{stamp()}")
+                    return aside and aside.rename(aside.with_name(name))  # one name, there and here
                 return aside
         here = self.path / STUDY
         if there and here.exists() and _born(here.read_bytes()) != _born(there):
