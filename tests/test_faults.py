@@ -317,8 +317,11 @@ def test_a_changed_question_is_refused_with_its_changes_an_extension_repeats_not
     before = final(project)
     code, output = fanin("epochs=4", "optimizer.lr=0.01")
     assert code == 2
-    for text in ("epochs: 3 -> 4", "lr: 0.001 -> 0.01", "--extend", "--new"):
+    for text in ("epochs: 3 -> 4", "lr: 0.001 -> 0.01", "--new"):
         assert text in output
+    assert "--extend" not in output  # which would be refused
+    code, output = fanin("study.replicates=3")
+    assert code == 2 and "--extend" in output and "--new" in output
     code, output = fanin("initializer=he_normal", "--extend")
     assert code == 2 and "xavier_uniform" in output
     assert final(project) == before

@@ -286,3 +286,13 @@ def test_a_million_points_are_kept_in_categories_and_numbers(place):
     for column in ("run_id", "variant", "metric", "initializer"):
         assert isinstance(kinds[column], pandas.CategoricalDtype)
     assert kinds["step"] == kinds["replicate"] == numpy.int64 and kinds["value"] == numpy.float64
+
+
+def test_a_study_that_nobody_has_run_is_told_from_one_that_does_not_exist(tmp_path):
+    new_database(tmp_path / "mlflow.db")
+    (tmp_path / "sweeps").mkdir()
+    (tmp_path / "sweeps" / "mine.yaml").write_text("")
+    with pytest.raises(ConfigError, match="has not been run yet: fanin sweep mine"):
+        query.runs("mine", project=tmp_path)
+    with pytest.raises(ConfigError, match="is not there|not one of"):
+        query.runs("yours", project=tmp_path)

@@ -100,6 +100,7 @@ def test_what_was_shipped_is_remembered_without_the_password_and_whatever_it_is_
         f"postgres://ada:{PASSWORD}@db/mlflow",  # no such driver
         f"ftp://ada:{PASSWORD}@db",
         f"htp://ada:at@{PASSWORD}@db",
+        f"postgresql://db/mlflow?user=ada&password={PASSWORD}&sslpassword={PASSWORD}",
     ],
 )
 def test_an_address_is_refused_without_saying_its_password(uri, tmp_path):

@@ -148,11 +148,15 @@ def pool(tmp_path):
     pool.close()
 
 
-def test_who_connects_and_keeps_silent_holds_up_nobody(pool):
-    with socket.create_connection(pool._listener.address):
+def test_who_connects_and_keeps_silent_holds_up_nobody_and_is_let_go(pool, monkeypatch):
+    monkeypatch.setattr("fanin.sweep.slurm_pool.GREETING", 0.3)
+    with socket.create_connection(pool._listener.address) as silent:
         with Client(pool._listener.address, authkey=pool._secret.read_bytes()) as friend:
             friend.send((0, "node", 1))
             assert pool._joined.get(timeout=10.0)[:2] == (0, 1)
+        silent.settimeout(10.0)
+        while silent.recv(1000):  # the challenge, and then the end
+            pass
 
 
 def test_too_many_open_files_are_waited_for(pool):

@@ -9,7 +9,7 @@ import numpy
 
 from fanin.errors import ConfigError
 from fanin.history import Columns
-from fanin.tracking import CREDENTIALS, TrackingDown, TrackingRefused
+from fanin.tracking import TrackingDown, TrackingRefused, without_secrets
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -68,7 +68,7 @@ def tables(uri: str, *, key: str) -> Iterator[PostgresTables]:
         import psycopg
     except ImportError as error:
         raise ConfigError(f"{key}: reading PostgreSQL needs psycopg: pip install 'fanin[server]'") from error
-    place = CREDENTIALS.sub("//", uri)
+    place = without_secrets(uri)
     address = re.sub(r"^postgresql\+\w+:", "postgresql:", uri)
     try:
         with psycopg.connect(address, connect_timeout=10, application_name="fanin") as connection:

@@ -136,12 +136,20 @@ def _open(study: str, *, project: str | Path, uri: str | None) -> Iterator[Sourc
     with opened(project=Path(project), uri=uri) as source:
         names = source.studies()
         if not names:
+            _refuse_unrun(study, Path(project))
             raise ConfigError(f"study: {study!r} is not there, nor is any other that this user may read")
         if study not in names:
+            _refuse_unrun(study, Path(project))
             raise unknown("study", study, names)
         if source.study_tags(study) is None:
             raise ConfigError(f"study: the experiment {study!r} has no run of a study, so it is none of fanin's")
         yield source
+
+
+def _refuse_unrun(study: str, project: Path) -> None:
+    """Raise ConfigError if the study is a file that nobody has run."""
+    if (project / "sweeps" / f"{study}.yaml").exists():
+        raise ConfigError(f"study: {study!r} has not been run yet: fanin sweep {study}")
 
 
 @dataclass(frozen=True)

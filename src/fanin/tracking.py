@@ -36,7 +36,8 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
 }
 CLOSING = "\"')"  # what ends an error within an error
-CREDENTIALS = re.compile(r"//[^/\s]*@")
+CREDENTIALS = re.compile(r"//[^/\s]*@")  # user:password@ of an address
+SECRETS = re.compile(r"([?&])[a-z]*password=[^&\s'\"]*", re.IGNORECASE)  # and those that a driver takes after its ?
 REFUSALS = {
     "BAD_REQUEST",
     "CUSTOMER_UNAUTHORIZED",
@@ -88,7 +89,7 @@ class Tracker:
     @property
     def address(self) -> str:
         """The URI without a password that it may hold: for messages."""
-        return CREDENTIALS.sub("//", self.uri)
+        return without_secrets(self.uri)
 
     @property
     def local(self) -> bool:
@@ -325,10 +326,15 @@ class Tracker:
             raise TrackingDown(f"{self.address}: {_first_line(error)}") from error
 
 
+def without_secrets(text: str) -> str:
+    """A text that holds addresses, a command for one, without the passwords that these may hold."""
+    return SECRETS.sub(r"\1password=...", CREDENTIALS.sub("//", text))
+
+
 def resolve(uri: str | None, *, project: Path) -> str:
     """The URI in full: `uri`, $MLFLOW_TRACKING_URI or the default; SQLite paths relative to the project."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    scheme, shown = uri.split("://")[0], CREDENTIALS.sub("//", uri)
+    scheme, shown = uri.split("://")[0], without_secrets(uri)
     if scheme == "postgresql":
         raise ConfigError(
             f"MLFLOW_TRACKING_URI: a URI must name its driver, as in 'postgresql+psycopg://...', got {shown!r}"

@@ -30,7 +30,7 @@ from fanin.sweep.preview import show_plan, show_run
 from fanin.sweep.schedule import INTERRUPTED, Coordinator, Tally
 from fanin.sweep.sharing import open_state
 from fanin.sweep.study import Study, Variant
-from fanin.tracking import CREDENTIALS
+from fanin.tracking import without_secrets
 
 FLUSH = 30.0  # seconds the end of a sweep waits for MLflow; `fanin sync` ships what is left
 LEAVE = 7.0  # seconds from the signal that interrupts a sweep to its end, MLflow or not
@@ -210,7 +210,7 @@ def _run(
 def declare(study: Study, folder: StudyFolder, project: Path, *, command: str) -> None:
     tags = {
         "fanin.git": git_commit(project),
-        "fanin.command": CREDENTIALS.sub("//", command),
+        "fanin.command": without_secrets(command),
         "fanin.versions": json.dumps(versions()),
         "fanin.racing": json.dumps(study.race) if study.race else None,
     }

@@ -20,7 +20,7 @@ from fanin import spool
 from fanin.errors import ConfigError
 from fanin.folders import Folder, read_json, write_json
 from fanin.spool import Spool, SpoolBusy
-from fanin.sweep.study import check_extension, difference
+from fanin.sweep.study import check_extension, difference, obstacles
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class StudyFolder:
             held = json.loads(path.read_text())["identity"]
             changes = difference(held, identity)
             if changes and not extend:
-                raise ConfigError(
-                    f"study {self.path.name!r} holds another question:\n  " + "\n  ".join(changes) + "\n"
-                    f"  {flags[0]} keeps its runs and adds points or replicates; "
-                    f"{flags[1]} puts them aside and starts over"
-                )
+                ways = [f"{flags[1]} puts its runs aside and starts over"]
+                if not obstacles(held, identity):
+                    ways = [f"{flags[0]} keeps its runs and adds points or replicates", *ways]
+                lines = [f"study {self.path.name!r} holds another question:", *changes, "; ".join(ways)]
+                raise ConfigError("\n  ".join(lines))
             if changes:
                 check_extension(held, identity, flag=flags[0])
                 self._check_kept(points, flag=flags[0])

@@ -9,6 +9,7 @@ secret that lies in the folder of the jobs for the user alone. The only module t
 `fanin[slurm]` brings.
 """
 
+import contextlib
 import os
 import queue
 import secrets
@@ -19,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import AuthenticationError
+from multiprocessing import AuthenticationError, Pipe
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge, wait
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ EXECUTORS = ("slurm", "local")  # of submitit
 LOOK = 5.0  # seconds between two looks at the jobs that have not connected yet
 GRACE = 5.0  # seconds an idle worker gets to leave
 AGAIN = 0.2  # seconds until the next try to take a connection, after one that failed
+GREETING = 10.0  # seconds for who connects to say who it is
 LOST = 3  # jobs that may end without having connected, in a row
 NAMES = {"partition": "slurm_partition", "account": "slurm_account"}
 
@@ -72,7 +74,7 @@ class SlurmPool:
         self._listener = Listener((host, 0), backlog=128)
         self._closed = False
         self._joined: queue.SimpleQueue[tuple[int, int, Connection]] = queue.SimpleQueue()
-        self._bell, self._ring = os.pipe()
+        self._bell, self._ring = Pipe(duplex=False)
         self._looked, self._lost = time.monotonic(), 0
         threading.Thread(target=self._accept, daemon=True, name="fanin-slurm").start()
 
@@ -94,7 +96,7 @@ class SlurmPool:
         ready = wait([*connected, self._bell], timeout)
         events = [event for one in ready if one in connected for event in self._collect(connected[one])]
         if self._bell in ready:
-            os.read(self._bell, 1)
+            self._bell.recv_bytes()
             self._welcome(*self._joined.get())
         return events + list(self._look())
 
@@ -123,7 +125,8 @@ class SlurmPool:
                 time.sleep(0.02)  # its process is a child of ours, and must not stay behind as a zombie
         self.workers.clear()
         self._closed = True
-        self._listener.close()
+        for end in (self._listener, self._bell, self._ring):
+            end.close()
         self._secret.unlink(missing_ok=True)
 
     def _collect(self, worker: SlurmWorker) -> Iterator[Event]:
@@ -166,15 +169,20 @@ class SlurmPool:
 
     def _greet(self, connection: Connection) -> None:
         """Both sides prove that they know the secret. On a thread of its own: whoever connects may keep silent."""
+        patience = threading.Timer(GREETING, hang_up, [connection])
+        patience.start()
         try:
             deliver_challenge(connection, self._key)
             answer_challenge(connection, self._key)
             slot, _, pid = connection.recv()
         except (AuthenticationError, EOFError, OSError):  # a stranger, or gone in the middle of its greeting
+            patience.cancel()
             connection.close()
             return
+        patience.cancel()
         self._joined.put((slot, pid, connection))
-        os.write(self._ring, b"!")
+        with contextlib.suppress(OSError):  # the pool is closed
+            self._ring.send_bytes(b"!")
 
     def _welcome(self, slot: int, pid: int, connection: Connection) -> None:
         waiting = [worker for worker in self.workers if worker.slot == slot and not worker.connection]
@@ -182,6 +190,12 @@ class SlurmPool:
             waiting[0].connection, self._lost = connection, 0
         else:
             connection.close()  # of a job that was given up
+
+
+def hang_up(connection: Connection) -> None:
+    """End a connection that another thread is waiting for: it hears that nobody is there."""
+    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as end:
+        end.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

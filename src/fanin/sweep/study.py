@@ -17,7 +17,7 @@ from fanin.errors import ConfigError, require, unknown
 from fanin.sweep.compose import Composer, Composition
 from fanin.sweep.grammar import text_of
 from fanin.sweep.space import Space
-from fanin.tracking import CREDENTIALS
+from fanin.tracking import without_secrets
 
 ABSENT = object()
 
@@ -157,7 +157,7 @@ class Study:
         """A configuration as it is written down: without the password that the address of a store may hold."""
         config = variant.composition.config
         uri = config["tracking"]["uri"]
-        return {**config, "tracking": {**config["tracking"], "uri": uri and CREDENTIALS.sub("//", uri)}}
+        return {**config, "tracking": {**config["tracking"], "uri": uri and without_secrets(uri)}}
 
     def _call(self, variant: "Variant", number: int) -> dict[str, Any]:
         """What a foreign function's worker composes its configuration from."""
@@ -298,10 +298,16 @@ def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def check_extension(old: Mapping[str, Any], new: Mapping[str, Any], *, flag: str = "--extend") -> None:
-    """An extension may add points and replicates, nothing else; raises ConfigError with the lines in the way."""
+    """Raise ConfigError, with the lines in the way, for what is no extension."""
+    blocked = obstacles(old, new)
+    if blocked:
+        raise ConfigError(f"{flag} adds points and replicates; this changes more:\n  " + "\n  ".join(blocked))
+
+
+def obstacles(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """An extension may add points and replicates, nothing else: the lines of the difference that are more."""
     free = ("space", "replicates", "racing", "sampler.")
     blocked = [line for line in difference(old, new) if not line.startswith(free)]
     if new["replicates"] < old["replicates"]:
         blocked.append(f"replicates: {old['replicates']} -> {new['replicates']} (can only grow)")
-    if blocked:
-        raise ConfigError(f"{flag} adds points and replicates; this changes more:\n  " + "\n  ".join(blocked))
+    return blocked
