@@ -256,6 +256,12 @@ def test_numbers_are_the_same_however_they_are_written():
     assert verdict(criterion(1, where={"lr": 0.001, "flag": True}), records, 1).status == "pass"
 
 
+def test_a_selection_by_several_keys_of_which_no_run_is_there_yet_is_inconclusive():
+    one = criterion(where={"init": "c", "model.depth": 10, "model.width": 3})
+    found = verdict(one, recorded({((("init", "a"), ("model.depth", 10)), 0): 0.9}))
+    assert found.status == "inconclusive"
+
+
 def test_a_diverged_run_counts_as_a_guess_and_one_that_is_missing_as_neither():
     records = pairs([0.9, math.nan, 0.9], [0.1] * 3, diverged=[1])
     assert verdict(criterion(**A), records).value == 0.1

@@ -33,7 +33,8 @@ class Records:
         table = self.runs
         for key, values in where.items():
             column = table[key].astype(object) if key in table else pandas.Series(None, table.index, dtype=object)
-            table = table[[any(same(cell, value) for value in values) for cell in column]]
+            fits = [any(same(cell, value) for value in values) for cell in column]
+            table = table[pandas.Series(fits, table.index, dtype=bool)]  # a bare empty list would be no columns
         return table
 
 
