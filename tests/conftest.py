@@ -1,7 +1,10 @@
-"""One thread a process: several beside busy neighbours are slower, and less repeatable."""
+"""One thread a process: several beside busy neighbours are slower, and less repeatable. And Ctrl-C is heard."""
 
 import os
+import signal
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background by a shell: children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported; child processes inherit it
 
 from pathlib import Path
