@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from multiprocessing import forkserver
 
 import psutil
 import pytest
@@ -175,6 +176,19 @@ def test_the_pool_goes_on_when_its_fork_server_is_killed(pool):
     wait_until(lambda: pool.wait(0.05) is not None and not pool.workers, seconds=10)
     assert ask(pool, "echo", "back") == "back"
     wait_until(lambda: all(map(gone, pids)), seconds=5)  # none trains on behind our back
+
+
+def test_a_fork_server_that_refuses_while_it_is_dying_is_waited_for(pool, monkeypatch):
+    connect, refusals = forkserver.connect_to_new_process, iter([ConnectionRefusedError] * 4)
+
+    def refused_at_first(descriptors):
+        for refusal in refusals:
+            raise refusal
+        return connect(descriptors)
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", refused_at_first)
+    pool.fill(2)
+    assert len(pool.workers) == 2 and next(refusals, None) is None
 
 
 def test_the_fork_server_and_the_workers_do_not_mind_the_signals_of_the_group(pool):

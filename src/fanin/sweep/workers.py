@@ -33,7 +33,7 @@ from fanin.sweep.piped import Piped
 from fanin.sweep.pool import Event
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-STARTS = 3  # tries to start a worker, should the fork server die meanwhile
+PAUSES = tuple(0.01 * 2**k for k in range(8))  # seconds, between tries to start a worker while the fork server dies
 
 
 @dataclass(eq=False, kw_only=True)
@@ -107,11 +107,13 @@ class Pool:
             self.workers.pop()
 
     def _start(self, slot: int) -> Worker:
-        for _ in range(STARTS - 1):
+        for pause in PAUSES:
             try:
                 return self._launch(slot)
             except (EOFError, OSError):
-                continue  # the fork server died just now; there will be another
+                # The fork server died just now. It listens no more, but is replaced only once it has an exit status:
+                # that may take a while.
+                time.sleep(pause)
         return self._launch(slot)
 
     def _launch(self, slot: int) -> Worker:
