@@ -256,6 +256,14 @@ def test_the_end_of_a_sweep_tells_the_diagnosis_of_each_variant():
     assert diagnoses.tell(TABLE.assign(diagnosis=None), by=["initializer"]) is None
 
 
+def test_a_key_that_a_variant_does_not_have_is_a_dash():
+    table = pandas.DataFrame(
+        {"initializer": ["mup", "zeros"], "base_width": [64.0, None], "diagnosis": ["a: b", "c: d"]}
+    )
+    told = diagnoses.tell(table, by=["initializer", "base_width"])
+    assert told and [line.split("  ")[1] for line in told[0].splitlines()[1:]] == ["mup 64", "zeros -"]
+
+
 def test_a_long_table_of_diagnoses_fits_the_terminal():
     many = pandas.DataFrame(
         {"initializer": [f"{number:02d} " + "long " * 40 for number in range(30)], "diagnosis": "x: y" * 50}

@@ -161,7 +161,7 @@ def tabulate(table: pandas.DataFrame) -> list[list[str]]:
     return [head] + [
         [
             str(rank),
-            *(_text(row[key]) for key in _keys(table)),
+            *(text(row[key]) for key in _keys(table)),
             _interval(row["mean"], row["high"] - row["mean"], digits),
             str(row["n"]),
             *(str(row[column]) for column in counts),
@@ -183,7 +183,8 @@ def _interval(mean: float, half: float, digits: str) -> str:
     return f"{mean:{digits}}" if math.isnan(half) else f"{mean:{digits}} ± {half:{digits}}"
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A variant's value as a cell: - where the variant does not have the key."""
     if pandas.isna(value):
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

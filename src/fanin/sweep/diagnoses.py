@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas
 
 from fanin.diagnose import name_of
+from fanin.leaderboard import text
 
 WIDTH = 100
 ROWS = 12
@@ -23,21 +24,17 @@ def tell(runs: pandas.DataFrame, *, by: Sequence[str], width: int = WIDTH) -> tu
         found = group["diagnosis"].dropna()
         if len(found):
             commonest = Counter(map(name_of, found)).most_common(1)[0][0]
-            example = next(text for text in found if name_of(text) == commonest)
-            rows.append([" ".join(map(_text, values)), f"{len(found)} of {len(group)}", example])
+            example = next(one for one in found if name_of(one) == commonest)
+            rows.append([" ".join(map(text, values)), f"{len(found)} of {len(group)}", example])
     more = [f"... and {len(rows) - ROWS} more variants"] if len(rows) > ROWS else []
     rows = rows[:ROWS]
     names = [max(len(row[i]) for row in rows) for i in (0, 1)]
     names[0] = min(names[0], width // 3)
     lines = [f"  {_cut(row[0], names[0])}  {row[1].ljust(names[1])}  {row[2]}" for row in rows]
-    text = "\n".join([HEAD, *(_cut(line, width).rstrip() for line in lines), *(f"  {line}" for line in more)])
+    plain = "\n".join([HEAD, *(_cut(line, width).rstrip() for line in lines), *(f"  {line}" for line in more)])
     cells = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
     table = ["| variant | runs | diagnosis |", "| --- | --- | --- |", *(f"| {line} |" for line in cells)]
-    return text, "\n".join([HEAD, "", *table, *more])
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return plain, "\n".join([HEAD, "", *table, *more])
 
 
 def _cut(text: str, width: int) -> str:
