@@ -123,18 +123,19 @@ def test_the_way_from_the_start_is_measured_from_the_weights_at_the_start():
     assert (found["weight/1/init_distance"], found["weight/1/init_cosine"]) == pytest.approx((4, -1))
 
 
-def test_statistics_of_any_cost_leave_the_weights_bitwise_equal(project):
+@pytest.mark.parametrize("norm", ["batchnorm", "noisy_batchnorm"])
+def test_statistics_of_any_cost_leave_the_weights_bitwise_equal(project, norm):
     states = []
     for level in ("off", "standard", "full"):
-        overrides = [*FEW, "epochs=2", "model=mlp_narrow", "regularization=[dropout,batchnorm]", f"stats={level}"]
-        train(configuration(*overrides), project / level, trainer=TRAINER)
+        overrides = [*FEW, "epochs=2", "model=mlp_narrow", f"regularization=[dropout,{norm}]", "optimizer=momentum"]
+        train(configuration(*overrides, f"stats={level}"), project / level, trainer=TRAINER)
         states.append(torch.load(project / level / "artifacts" / "last.pt"))
     for state in states[1:]:
         assert all(torch.equal(value, states[0][key]) for key, value in state.items())
 
 
 def test_a_resumed_run_goes_on_measuring_from_its_start(project):
-    config = configuration(*FEW, "epochs=3", "stats=full", "model=mlp_narrow")
+    config = configuration(*FEW, "epochs=3", "stats=full", "model=mlp_narrow", "regularization=noisy_batchnorm")
     whole = train(config, project / "whole", trainer=TRAINER)
     payload = {
         "folder": str(project / "run"),
@@ -149,6 +150,9 @@ def test_a_resumed_run_goes_on_measuring_from_its_start(project):
     key = "weight/layers.0/init_distance"
     distances = [[record["metrics"][key] for record in digest.epochs] for digest in (whole, resumed)]
     assert distances[0] == distances[1] and distances[0][0] == 0 < distances[0][1] < distances[0][3]
+    key = "activation/layers.0/drift"
+    drifts = [[record["metrics"].get(key) for record in digest.epochs] for digest in (whole, resumed)]
+    assert drifts[0] == drifts[1] and drifts[0][0] is None and min(drifts[0][1:]) > 0
 
 
 def test_broken_weights_are_measured_without_an_error():

@@ -88,6 +88,9 @@ def fit(
     if regularizer.weight_averaging:
         taken = max(progress.epoch, 0) * len(batch_sizes(len(split.train), batch_size=batch_size, batch=batch))
         average = WeightAverage(model, decay=regularizer.weight_averaging, state=progress.average, steps=taken)
+    if stats and progress.epoch >= 0:
+        with numerics(precision, device):
+            stats.recall()
     for epoch in range(progress.epoch + 1, epochs + 1):
         if progress.ended in ("early_stopping", "diverged"):
             return
@@ -103,7 +106,7 @@ def fit(
                     objective.augment = Augmentation(regularizer, streams=streams, epoch=epoch, device=device)
                 train = train_epoch(objective, batches, scheduler=scheduler, stats=stats, average=average)
                 progress.seconds += time.perf_counter() - began
-            layers = stats.measure() if stats else {}
+            layers = stats.measure(lr=train.lr) if stats else {}
             layers |= stats.predict() if stats and epoch == 0 else {}
             with average.applied() if average else nullcontext():
                 val = evaluate(model, split.images, split.labels, index=split.val)

@@ -20,7 +20,8 @@ behind, so the weights of a run are bit for bit the same with and without statis
 | signal/L/backward_gain | sum (dL/dz_l)^2 / sum (dL/dz_{l+1})^2: mean field's chi; not for the last layer |
 | signal/L/predicted_forward_gain, predicted_backward_gain | the same by theory (prediction.py), at epoch 0 |
 
-With stats=full also, at several times the cost (geometry.py, curvature.py):
+With stats=full also, at several times the cost (geometry.py, curvature.py; those from activation/L/p15 on with batch
+norms as in training, by the probe's own means: batch_mode.py, drift.py, covariate_shift.py):
 
 | key | meaning |
 | --- | --- |
@@ -31,6 +32,11 @@ With stats=full also, at several times the cost (geometry.py, curvature.py):
 | curvature/sharpness | the largest eigenvalue of the loss's Hessian; gradient descent needs it below 2 / lr |
 | curvature/gradient_quotient | mean relative change of the gradient by a step of size 1 (MetaInit) |
 | curvature/noise_scale | tr(covariance of the gradient) / norm(gradient)^2, in images |
+| activation/L/p15, p50, p85 | each unit's percentiles over the images of what its norm gives to phi, mean over units |
+| activation/L/drift | mean change of the units' p15, p50, p85 since the last record / mean p85 - p15; not at epoch 0 |
+| grad/L/covariate_shift | norm(G - G'): gradients by L's W and biases, G' after a step of optimizer/lr below L |
+| grad/L/covariate_shift_cosine | between G and G': 1 where that step does not turn L's gradient |
+| signal/L/batch_forward_gain, batch_backward_gain | as above; without batch norm the same as above |
 
 L is the path of a Linear or Conv module; layers follow one another as the probe passes them. An activation
 belongs to the layer whose output it receives, directly or through norms, dropout and pooling; where a skip
@@ -49,5 +55,10 @@ STATISTICS = {
     "activation": ("mean", "std", "dead", "saturated"),
     "signal": ("forward_gain", "backward_gain"),
 }
-FULL = {"weight": ("effective_rank", "init_distance", "init_cosine"), "signal": ("correlation",)}
+FULL = {
+    "weight": ("effective_rank", "init_distance", "init_cosine"),
+    "grad": ("covariate_shift", "covariate_shift_cosine"),
+    "activation": ("p15", "p50", "p85", "drift"),
+    "signal": ("correlation", "batch_forward_gain", "batch_backward_gain"),
+}
 LEVELS = ("standard", "full", "off")

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from fanin import spectrum
 from fanin.evaluation import observing, wide_dtype
+from fanin.stats.batch_mode import batch_mode
+from fanin.stats.covariate_shift import covariate_shift
 from fanin.stats.curvature import curvature
 from fanin.stats.distribution import histogram
-from fanin.stats.gains import gains_between, layers_of, ratio, square
+from fanin.stats.drift import drifts, percentiles
+from fanin.stats.gains import gains_between, layers_of, measure_gains, ratio, square
 from fanin.stats.geometry import shapes
 from fanin.stats.prediction import predict
 from fanin.stats.reductions import moments, norm, rms, row_spread, share
@@ -39,6 +42,7 @@ class LayerStats:
         self.layers = layers_of(self.model)
         self.level = level
         self._before: dict[str, Tensor] = {}
+        self._percentiles: dict[str, Tensor] = {}  # at the last record, with level "full"
         now = {path: layer.weight.detach().clone() for path, layer in self.layers.items()} if level == "full" else {}
         self.initial = now if initial is None else initial
         self.histograms: dict[str, list[float]] = {}  # of each layer's weights, at the last `measure`
@@ -47,8 +51,15 @@ class LayerStats:
         """Keep the weights as they are before a step, for the update ratio of the next `measure`."""
         self._before = {path: layer.weight.detach().clone() for path, layer in self.layers.items()}
 
-    def measure(self) -> dict[str, float]:
-        """Every statistic by its key, after one wait for the device; infinite or NaN weights give NaN."""
+    def recall(self) -> None:
+        """Take up a resumed run, whose model is as it was at its last record: what drifts is told from there."""
+        if self.level == "full":
+            with batch_mode(self.model, self.images):
+                self._percentiles = percentiles(self.model, self.images)
+
+    def measure(self, *, lr: float | None = None) -> dict[str, float]:
+        """Every statistic by its key, after one wait for the device; infinite or NaN weights give NaN. Covariate
+        shift is what a step of `lr` makes of the gradients."""
         with observing(self.model, device=self.images.device):
             readings = self._read_histograms() | self._read_weights() | self._read_updates() | self._read_probe()
         updated, self._before = list(self._before), {}
@@ -59,11 +70,19 @@ class LayerStats:
         for path in updated:
             found[f"update/{path}/ratio"] = ratio(found.pop(f"step/{path}"), found.pop(f"from/{path}"))
         _summarise_signal(found)
-        return found | (self._measure_costly() if self.level == "full" else {})
+        return found | (self._measure_costly() | self._measure_in_batch_mode(lr) if self.level == "full" else {})
 
     def _measure_costly(self) -> dict[str, float]:
         with observing(self.model, device=self.images.device):
             return shapes(self.model, self.images, self.initial) | curvature(self.model, self.images, self.labels)
+
+    def _measure_in_batch_mode(self, lr: float | None) -> dict[str, float]:
+        with batch_mode(self.model, self.images):
+            found = measure_gains(self.model, self.images, self.labels).metrics("batch_")
+        before = self._percentiles
+        self.recall()
+        found |= drifts(self._percentiles, before)
+        return found | (covariate_shift(self.model, self.images, self.labels, lr=lr) if lr is not None else {})
 
     def predict(self) -> dict[str, float]:
         """What theory says of the model as it is now, before training: predicted gains by their keys."""
