@@ -13,7 +13,7 @@ it (`val`, `n_train`, `scale`), and the loader's own options. A loader is any ca
 from collections.abc import Sequence
 from typing import Any
 
-from fanin.data.catalog import cifar10, digits, fashion_mnist, kmnist, mnist, mnist_5k, mnist_unscaled_test
+from fanin.data.catalog import cifar10, digits, fashion_mnist, kmnist, mnist, mnist_5k, mnist_unscaled_test, shapeset
 from fanin.data.files import Missing
 from fanin.data.images import Dataset, Images, Shape, as_dataset
 from fanin.data.sources import Outline, Source, npz
@@ -24,7 +24,7 @@ from fanin.signatures import check_options, label
 __all__ = [
     "Dataset", "Images", "Missing", "Outline", "Prepared", "Shape", "Source", "Split",
     "as_dataset", "check", "fetch", "load", "prepare", "split",
-    "cifar10", "digits", "fashion_mnist", "kmnist", "mnist", "mnist_5k", "mnist_unscaled_test", "npz",
+    "cifar10", "digits", "fashion_mnist", "kmnist", "mnist", "mnist_5k", "mnist_unscaled_test", "npz", "shapeset",
 ]  # fmt: skip
 
 Loader = Any  # a callable, which mypy would not believe to be a Source

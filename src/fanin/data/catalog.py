@@ -1,5 +1,6 @@
 """The built-in data sets: a `_target_` in conf/data names one of these."""
 
+from fanin.data.shapes import Shapeset
 from fanin.data.sources import CifarBatches, IdxFiles, Outline, PackagedTable
 from fanin.data.unscaled import UnscaledTest
 
@@ -65,3 +66,5 @@ cifar10 = CifarBatches(
         "test_batch": "40351d587109b95175f43aff81a1287e",
     },
 )
+
+shapeset = Shapeset()
