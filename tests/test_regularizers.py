@@ -13,8 +13,8 @@ from fanin import regularizers
 from fanin.augmentation import Mixture
 from fanin.data import Split
 from fanin.errors import ConfigError
+from fanin.objective import Objective
 from fanin.randomness import Streams
-from fanin.train import Objective
 
 CONF = Path(__file__).parent.parent / "conf"
 NEUTRAL = yaml.safe_load((CONF / "config.yaml").read_text())["regularization"]

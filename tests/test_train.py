@@ -19,9 +19,12 @@ from fanin.memory import keep_freed_memory
 from fanin.models.dropout import Dropout
 from fanin.models.noise import noise_state, seed_noise
 from fanin.models.norm import NoisyBatchNorm1d
+from fanin.objective import Objective
+from fanin.order import batch_sizes
+from fanin.precision import flushes_denormals
 from fanin.randomness import Streams
 from fanin.stats import LayerStats
-from fanin.train import EpochRecord, Objective, Progress, batch_sizes, capture, check, fit, flushes_denormals, restore
+from fanin.train import EpochRecord, Progress, capture, check, fit, restore
 
 STREAMS = Streams(seed=3, replicate=1)
 TRAIN, VAL = 130, 40

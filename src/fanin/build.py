@@ -19,9 +19,10 @@ from torch import nn
 from fanin import data, initializers, models, optimizers, regularizers, schedulers
 from fanin.blame import blaming, describe
 from fanin.errors import ConfigError, require, unknown
+from fanin.order import batch_sizes
+from fanin.precision import numerics
 from fanin.randomness import Streams, check_seeds
 from fanin.stats import FULL, LAYERS, LEVELS, STATISTICS
-from fanin.train import batch_sizes, numerics
 from fanin.train import check as check_training
 from fanin.usage import CHOICES
 

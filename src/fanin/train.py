@@ -3,24 +3,25 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fanin.augmentation import Augmentation, Mixture, augments
+from fanin.augmentation import Augmentation, augments
 from fanin.averaging import WeightAverage
 from fanin.checkpoint import Progress, capture, restore
 from fanin.data import Split
 from fanin.errors import ConfigError, require, unknown
 from fanin.evaluation import EVALUATION_BATCH, Evaluation, evaluate, wide_dtype
+from fanin.objective import Objective
+from fanin.order import batch_sizes, draw_order
+from fanin.precision import PRECISIONS, numerics
 from fanin.randomness import Streams
 from fanin.ranges import whole
-from fanin.regularizers import Regularizer, add_l2, decay, decays, l1_penalty, project_max_norm, weights
+from fanin.regularizers import Regularizer, project_max_norm
 from fanin.schedulers import Schedule
 from fanin.stats import LayerStats
 
@@ -36,7 +37,6 @@ __all__ = [
     "restore",
 ]
 
-PRECISIONS = ("fp32", "bf16", "tf32")
 UNTRAINED_IMAGES = 10_000
 
 
@@ -147,27 +147,6 @@ def check(
     require(not normalised or smallest > 1, "batch_size", rule, batch_size)
 
 
-def batch_sizes(count: int, *, batch_size: int, batch: str = "mini") -> list[int]:
-    """How many images each step of an epoch sees: its length is the number of steps.
-
-    Every image is used. What would be a last batch of one joins the batch before it: batch norm has nothing
-    to normalise a single image by, and all variants must share their batches.
-    """
-    if batch == "full":
-        return [count]
-    full, rest = divmod(count, batch_size)
-    sizes = [batch_size] * full + [rest] * (rest > 0)
-    if rest == 1 and full:
-        sizes[-2:] = [batch_size + 1]
-    return sizes
-
-
-def draw_order(index: Tensor, *, streams: Streams, epoch: int) -> Tensor:
-    """`index` shuffled by the epoch's own stream, so that a resumed run needs no generator state."""
-    order = torch.randperm(len(index), generator=streams.generator("order", f"epoch {epoch}"))
-    return index[order.to(index.device)]
-
-
 @dataclass(frozen=True)
 class Running:
     """Means over one epoch's images, and the learning rate of its last step."""
@@ -177,7 +156,7 @@ class Running:
     lr: float
 
 
-def untrained(objective: "Objective") -> Running:
+def untrained(objective: Objective) -> Running:
     """Epoch 0: the first training images by the weights as they are; enough of them to tell chance."""
     split = objective.split
     found = evaluate(objective.model, split.images, split.labels, index=split.train[:UNTRAINED_IMAGES])
@@ -185,7 +164,7 @@ def untrained(objective: "Objective") -> Running:
 
 
 def train_epoch(
-    objective: "Objective",
+    objective: Objective,
     batches: Sequence[Tensor],
     *,
     scheduler: Schedule,
@@ -218,105 +197,6 @@ def train_epoch(
     return Running(loss, accuracy, lr)
 
 
-class Objective:
-    """What one step minimises: called by the optimizer for the loss on the batch, with its gradient in place.
-
-    The loss is cross-entropy plus the regularizer's terms. `loss` and `predicted` keep what the first call on
-    a batch found without those terms: L-BFGS calls several times a step. `augment`, an epoch's, is done to each
-    batch once.
-    """
-
-    augment: Augmentation | None = None
-
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        split: Split,
-        *,
-        regularizer: Regularizer,
-        precision: str,
-        chunk: int | None,
-    ):
-        self.model, self.optimizer, self.split = model, optimizer, split
-        self.regularizer, self.precision, self.chunk = regularizer, precision, chunk
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.weights = weights(self.parameters)
-        self.decays = decays(optimizer)
-
-    @property
-    def lr(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"])
-
-    def turn_to(self, index: Tensor) -> None:
-        """Take the batch at `index`; with `chunk` it passes the model in pieces whose gradients add up."""
-        images, labels = self.split.images.index_select(0, index), self.split.labels.index_select(0, index)
-        self.mixture: Mixture | None = None
-        if self.augment:
-            images, self.mixture = self.augment(images)
-        others = labels[self.mixture.partners] if self.mixture else labels
-        self.chunks = [(images, labels, others)]
-        if self.chunk is not None:
-            sizes = batch_sizes(len(index), batch_size=self.chunk)
-            pieces = images.split(sizes), labels.split(sizes), others.split(sizes)
-            self.chunks = list(zip(*pieces, strict=True))
-        self.count = len(index)
-        self.fresh = True
-
-    def __call__(self) -> Tensor:
-        for parameter in self.parameters:  # what zero_grad does, at a tenth of its cost
-            parameter.grad = None
-        passes = [self._descend(images, labels, others) for images, labels, others in self.chunks]
-        objective = _total([one.objective for one in passes])
-        if self.regularizer.l1:
-            penalty = l1_penalty(self.weights, strength=self.regularizer.l1)
-            penalty.backward()
-            objective = objective + penalty.detach()
-        if self.regularizer.l2:
-            objective = objective + add_l2(self.weights, strength=self.regularizer.l2)
-        if self.regularizer.gradient_clipping is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.regularizer.gradient_clipping)
-        if self.fresh:
-            self.loss = _total([one.plain for one in passes])
-            self.predicted = [one.predicted for one in passes]
-            self.fresh = False
-            if self.decays:
-                decay(self.optimizer)
-        return objective
-
-    def _descend(self, images: Tensor, labels: Tensor, others: Tensor) -> "_Pass":
-        """Add the gradient of one chunk, weighted by its share of the batch."""
-        smoothing = self.regularizer.label_smoothing
-        with autocast(self.precision, images.device):
-            logits = self.model(images)
-            loss = self._entropy(logits, labels, others, smoothing=smoothing)
-        logits = logits.detach()
-        plain = self._entropy(logits, labels, others, smoothing=0.0) if smoothing else loss.detach()
-        if len(labels) < self.count:
-            share = len(labels) / self.count
-            loss, plain = loss * share, plain * share
-        loss.backward()
-        return _Pass(loss.detach(), plain, logits.argmax(1))
-
-    def _entropy(self, logits: Tensor, labels: Tensor, others: Tensor, *, smoothing: float) -> Tensor:
-        """Mean cross-entropy; of a mixture, that with either label by its share (Zhang et al. 2018, section 2)."""
-        own = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        if self.mixture is None:
-            return own
-        return torch.lerp(F.cross_entropy(logits, others, label_smoothing=smoothing), own, self.mixture.share)
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    objective: Tensor
-    plain: Tensor
-    predicted: Tensor
-
-
-def _total(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-
-
 def ending(progress: Progress, *, diverged: bool, patience: int | None, epochs: int) -> str | None:
     """Why training is over after this epoch, or None."""
     if diverged:
@@ -324,37 +204,3 @@ def ending(progress: Progress, *, diverged: bool, patience: int | None, epochs: 
     if progress.epoch >= epochs:
         return "epochs"
     return "early_stopping" if patience is not None and progress.stale >= patience else None
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """bf16: products in bfloat16, weights in float32. Entered anew each pass: it caches the cast weights."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-@contextmanager
-def numerics(precision: str, device: torch.device) -> Iterator[None]:
-    """Global numeric modes for the time of one epoch.
-
-    Denormals are flushed to zero: the averages that Adam keeps of a dead unit's gradient decay to denormal
-    numbers and stay there, and its step then takes twice the time. On cuda, fp32 means IEEE and tf32 means
-    TF32, for matrix products and convolutions alike (torch's own default mixes them).
-    """
-    places: tuple[Any, ...] = ()
-    if device.type == "cuda":
-        places = torch.backends.cuda.matmul, torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
-    for place in places:
-        place.fp32_precision = "tf32" if precision == "tf32" else "ieee"
-    flushing = flushes_denormals()
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushing)
-        for place, mode in zip(places, before, strict=True):
-            place.fp32_precision = mode
-
-
-def flushes_denormals() -> bool:
-    """torch can set this mode but not tell it: a product below the smallest normal number shows it."""
-    return (torch.full((1,), 1e-38) * 0.1).item() == 0
