@@ -129,6 +129,6 @@ def test_augmentation_leaves_the_original_images_and_the_global_stream_alone() -
 
 
 def test_nothing_is_augmented_with_the_neutral_settings() -> None:
-    assert not augmentation.augments(regularizers.NONE)
+    assert augmentation.draw_augmentation(regularizers.NONE, streams=STREAMS, epoch=1, device=CPU) is None
     x = images()
     assert augment()(x) == (x, None)

@@ -63,9 +63,12 @@ class Augmentation:
         return images, mixture
 
 
-def augments(settings: Regularizer) -> bool:
+def draw_augmentation(
+    settings: Regularizer, *, streams: Streams, epoch: int, device: torch.device
+) -> Augmentation | None:
+    """The epoch's augmentation; None if nothing is asked for."""
     kinds = settings.rotate, settings.shift, settings.mixup, settings.input_noise, settings.input_dropout
-    return any(kinds)
+    return Augmentation(settings, streams=streams, epoch=epoch, device=device) if any(kinds) else None
 
 
 def rotate(images: Tensor, *, most: float, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fanin.augmentation import Augmentation, augments
+from fanin.augmentation import draw_augmentation
 from fanin.averaging import WeightAverage
 from fanin.checkpoint import Progress, capture, restore
 from fanin.data import Split
@@ -82,12 +82,10 @@ def fit(
     it likes with torch's global generators: training's own state is kept aside.
     """
     device = split.images.device
+    sizes = batch_sizes(len(split.train), batch_size=batch_size, batch=batch)
     chunk = EVALUATION_BATCH if batch == "full" else None
     objective = Objective(model, optimizer, split, regularizer=regularizer, precision=precision, chunk=chunk)
-    average = None
-    if regularizer.weight_averaging:
-        taken = max(progress.epoch, 0) * len(batch_sizes(len(split.train), batch_size=batch_size, batch=batch))
-        average = WeightAverage(model, decay=regularizer.weight_averaging, state=progress.average, steps=taken)
+    average = averaging(model, progress, decay=regularizer.weight_averaging, steps=len(sizes))
     if stats and progress.epoch >= 0:
         with numerics(precision, device):
             stats.recall()
@@ -100,35 +98,19 @@ def fit(
             if epoch == 0:
                 train = untrained(objective)
             else:
-                order = draw_order(split.train, streams=streams, epoch=epoch)
-                batches = order.split(batch_sizes(len(order), batch_size=batch_size, batch=batch))
-                if augments(regularizer):
-                    objective.augment = Augmentation(regularizer, streams=streams, epoch=epoch, device=device)
+                batches = draw_order(split.train, streams=streams, epoch=epoch).split(sizes)
+                objective.augment = draw_augmentation(regularizer, streams=streams, epoch=epoch, device=device)
                 train = train_epoch(objective, batches, scheduler=scheduler, stats=stats, average=average)
                 progress.seconds += time.perf_counter() - began
-            layers = stats.measure(lr=train.lr) if stats else {}
-            layers |= stats.predict() if stats and epoch == 0 else {}
-            with average.applied() if average else nullcontext():
-                val = evaluate(model, split.images, split.labels, index=split.val)
-                progress.judge(model, epoch=epoch, loss=val.loss)
+            layers = measure(stats, epoch=epoch, lr=train.lr)
+            val = validate(model, split, epoch=epoch, average=average, progress=progress)
         if epoch > 0:
             scheduler.after_epoch(val.loss)
         progress.leave(device)
-        diverged = not (math.isfinite(train.loss) and math.isfinite(val.loss))
-        progress.ended = ending(progress, diverged=diverged, patience=regularizer.patience, epochs=epochs)
-        metrics = {
-            "train/loss": train.loss,
-            "train/accuracy": train.accuracy,
-            "val/loss": val.loss,
-            "val/accuracy": val.accuracy,
-            "optimizer/lr": train.lr,
-            "diverged": float(diverged),
-            "seconds": progress.seconds,
-            **layers,
-        }
-        histograms = stats.histograms if stats else {}
-        seconds = time.perf_counter() - began
-        yield EpochRecord(epoch, metrics, seconds=seconds, predicted=val.predicted, histograms=histograms)
+        finite = math.isfinite(train.loss) and math.isfinite(val.loss)
+        progress.ended = ending(progress, diverged=not finite, patience=regularizer.patience, epochs=epochs)
+        metrics = {**describe(train, val, progress=progress), **layers}
+        yield EpochRecord(epoch, metrics, time.perf_counter() - began, val.predicted, stats.histograms if stats else {})
 
 
 def check(
@@ -188,13 +170,57 @@ def train_epoch(
         scheduler.after_step()
         losses.append(objective.loss)
         predicted.extend(objective.predicted)
+    loss, accuracy = means(losses, predicted, batches=batches, labels=objective.split.labels)
+    return Running(loss, accuracy, lr)
+
+
+def means(
+    losses: list[Tensor], predicted: list[Tensor], *, batches: Sequence[Tensor], labels: Tensor
+) -> tuple[float, float]:
+    """Loss and accuracy over the images of all batches, from each batch's mean loss and its predicted classes."""
     order = torch.cat(tuple(batches))
     counts = torch.tensor([len(index) for index in batches], device=order.device)
-    wide = wide_dtype(order.device)
-    total = torch.stack(losses).to(wide).mul(counts).sum()
-    hits = (torch.cat(predicted) == objective.split.labels[order]).sum()
-    loss, accuracy = (torch.stack([total, hits.to(wide)]) / len(order)).tolist()
-    return Running(loss, accuracy, lr)
+    total = torch.stack(losses).to(wide_dtype(order.device)).mul(counts).sum()
+    hits = (torch.cat(predicted) == labels[order]).sum()
+    loss, accuracy = (torch.stack([total, hits.to(total.dtype)]) / len(order)).tolist()
+    return loss, accuracy
+
+
+def averaging(model: nn.Module, progress: Progress, *, decay: float, steps: int) -> WeightAverage | None:
+    """The average that goes along with the weights, where one is asked for; `steps`: of an epoch."""
+    if not decay:
+        return None
+    return WeightAverage(model, decay=decay, state=progress.average, steps=max(progress.epoch, 0) * steps)
+
+
+def measure(stats: LayerStats | None, *, epoch: int, lr: float) -> dict[str, float]:
+    """What the layers are like now; of the untrained network also what theory predicts for them."""
+    if stats is None:
+        return {}
+    return stats.measure(lr=lr) | (stats.predict() if epoch == 0 else {})
+
+
+def validate(
+    model: nn.Module, split: Split, *, epoch: int, average: WeightAverage | None, progress: Progress
+) -> Evaluation:
+    """Evaluate the weights that a finished run is judged by, and keep them if they are the best so far."""
+    with average.applied() if average else nullcontext():
+        val = evaluate(model, split.images, split.labels, index=split.val)
+        progress.judge(model, epoch=epoch, loss=val.loss)
+    return val
+
+
+def describe(train: Running, val: Evaluation, *, progress: Progress) -> dict[str, float]:
+    """An epoch's metrics by their public keys, those of layers left out."""
+    return {
+        "train/loss": train.loss,
+        "train/accuracy": train.accuracy,
+        "val/loss": val.loss,
+        "val/accuracy": val.accuracy,
+        "optimizer/lr": train.lr,
+        "diverged": float(progress.ended == "diverged"),
+        "seconds": progress.seconds,
+    }
 
 
 def ending(progress: Progress, *, diverged: bool, patience: int | None, epochs: int) -> str | None:
