@@ -1,16 +1,8 @@
-"""The only writer of MLflow: a tracking store in the words of this package, and what can go wrong with it.
+"""A tracking store in the words of this package."""
 
-MLflow is imported and connected at the first use, by whoever ships; nothing here is on the training path.
-What is sent when, and why twice does no harm, is in shipping.py.
-"""
-
-import logging
-import os
-import re
-import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,47 +10,13 @@ from typing import TYPE_CHECKING
 
 from fanin import batches, bulk, view
 from fanin.description import DataUsed, Description
-from fanin.errors import ConfigError, require
-from fanin.lock import exclusive
 from fanin.points import Point
+from fanin.tracking.address import resolve, sqlite_file, without_secrets
+from fanin.tracking.faults import TrackingRefused, translated
+from fanin.tracking.opening import configure, open_client, settle
 
 if TYPE_CHECKING:
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
-
-SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # Whoever ships retries with backoff; MLflow's own retries would hold a shut-down up for minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
-}
-CLOSING = "\"')"  # what ends an error within an error
-CREDENTIALS = re.compile(r"//[^/\s]*@")  # user:password@ of an address
-SECRETS = re.compile(r"([?&])[a-z]*password=[^&\s'\"]*", re.IGNORECASE)  # and those that a driver takes after its ?
-REFUSALS = {
-    "BAD_REQUEST",
-    "CUSTOMER_UNAUTHORIZED",
-    "ENDPOINT_NOT_FOUND",
-    "INVALID_PARAMETER_VALUE",
-    "PERMISSION_DENIED",
-    "RESOURCE_ALREADY_EXISTS",
-    "UNAUTHENTICATED",
-}
-
-
-class TrackingDown(RuntimeError):
-    """The tracking store cannot be reached now; trying again later may work."""
-
-
-class TrackingRefused(RuntimeError):
-    """The tracking store answered no; trying again will not help."""
-
-
-class TrackingForgot(TrackingRefused):
-    """The store does not have a run or experiment that it had: it was replaced by another."""
 
 
 @dataclass(frozen=True)
@@ -274,26 +232,7 @@ class Tracker:
 
     @cached_property
     def _client(self) -> "MlflowClient":
-        """MLflow's client. Two processes creating one SQLite store at once break it for good: one by one."""
-        _configure()
-        from mlflow.tracking import MlflowClient
-        from mlflow.utils import request_utils
-
-        from fanin.connection import hasten
-
-        hasten(request_utils)
-        database = sqlite_file(self.uri)
-        if database is None:
-            return MlflowClient(self.uri)
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(database.with_name(database.name + ".lock")):
-            if not database.exists():
-                _create(database, artifacts=self._artifacts)
-            client = MlflowClient(self.uri)
-            client.search_experiments(max_results=1)
-            with closing(sqlite3.connect(database)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")  # readers and the writer never wait for each other
-        return client
+        return open_client(self.uri, artifacts=self._artifacts)
 
     @cached_property
     def _tables(self) -> Path | None:
@@ -302,102 +241,13 @@ class Tracker:
         return database if database and bulk.accepts(database) else None
 
     def settle(self) -> None:
-        """Bring what SQLite's write-ahead log holds into the database file: a copy of that file alone then has it
-        all. Somebody else who is writing right now will do it."""
-        database = sqlite_file(self.uri)
-        if database and database.exists():
-            with closing(sqlite3.connect(database, timeout=0.5)) as connection, suppress(sqlite3.Error):
-                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Make a copy of SQLite's database file hold all that was shipped, where that is the store."""
+        if database := sqlite_file(self.uri):
+            settle(database)
 
     @contextmanager
     def translated(self) -> Iterator["MlflowClient"]:
         """MLflow's client; what it and the layers below it raise is raised as one of our errors."""
-        _configure()
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        configure()
+        with translated(self.address):
             yield self._client
-        except MlflowException as error:
-            raise _kind(error.error_code)(f"{self.address}: {_explain(error)}") from error
-        except ImportError as error:
-            raise TrackingRefused(f"{self.address}: its driver is not installed ({error})") from error
-        except (OSError, SQLAlchemyError, sqlite3.Error) as error:
-            raise TrackingDown(f"{self.address}: {_first_line(error)}") from error
-
-
-def without_secrets(text: str) -> str:
-    """A text that holds addresses, a command for one, without the passwords that these may hold."""
-    return SECRETS.sub(r"\1password=...", CREDENTIALS.sub("//", text))
-
-
-def resolve(uri: str | None, *, project: Path) -> str:
-    """The URI in full: `uri`, $MLFLOW_TRACKING_URI or the default; SQLite paths relative to the project."""
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    scheme, shown = uri.split("://")[0], without_secrets(uri)
-    if scheme == "postgresql":
-        raise ConfigError(
-            f"MLFLOW_TRACKING_URI: a URI must name its driver, as in 'postgresql+psycopg://...', got {shown!r}"
-        )
-    known = scheme in ("http", "https", "sqlite") or scheme.startswith(("postgresql+", "mysql+", "mssql+"))
-    require(known, "MLFLOW_TRACKING_URI", "must be a sqlite:///, http(s):// or postgresql+psycopg:// URI", shown)
-    rule = "must name a file after three slashes, sqlite:///mlflow.db"
-    require(scheme != "sqlite" or len(uri) > 10 and uri[9] == "/", "MLFLOW_TRACKING_URI", rule, shown)
-    require(scheme[:4] != "http" or uri.split("://")[1], "MLFLOW_TRACKING_URI", "must name a server", shown)
-    database = sqlite_file(uri)
-    return uri if database is None else f"sqlite:///{project / database}"
-
-
-def _create(database: Path, *, artifacts: Path) -> None:
-    """Make MLflow's SQLite file under another name, and give it its own when it is whole.
-
-    MLflow takes dozens of steps, over seconds; a file that was left half-way (Ctrl-C in the first moments of
-    the first sweep) could never be opened again.
-    """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    partial = database.with_name(f"{database.name}.partial")
-    for left in database.parent.glob(f"{partial.name}*"):  # with its journal, which would be played into ours
-        left.unlink()
-    SqlAlchemyStore(f"sqlite:///{partial}", artifacts.as_uri()).engine.dispose()
-    for end in ("-wal", "-shm", "-journal"):  # of a database that was removed: SQLite would play it into this one
-        database.with_name(database.name + end).unlink(missing_ok=True)
-    os.replace(partial, database)
-
-
-def sqlite_file(uri: str) -> Path | None:
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def _configure() -> None:
-    """Before MLflow is imported, which reads some of these then. What the user has set stays."""
-    for key, value in SETTINGS.items():
-        os.environ.setdefault(key, value)
-    for noisy in ("alembic", "mlflow.store.db.utils"):  # what fails is raised, and reported by whoever ships
-        if logging.getLogger(noisy).level != logging.CRITICAL:  # to set it empties the caches of all loggers
-            logging.getLogger(noisy).setLevel(logging.CRITICAL)
-
-
-def _kind(code: str) -> type[RuntimeError]:
-    """The error for one of MLflow's codes."""
-    if code == "RESOURCE_DOES_NOT_EXIST":
-        return TrackingForgot
-    return TrackingRefused if code in REFUSALS else TrackingDown
-
-
-def _explain(error: "MlflowException") -> str:
-    """What went wrong and what to do, where MLflow's words are about its requests."""
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME") or "nobody"
-    if error.error_code == "UNAUTHENTICATED":
-        return f"refused {user!r} (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    if error.error_code == "PERMISSION_DENIED" and "Permission denied" in str(error):
-        return f"{user!r} has no right to this study (403): ask who made it for one, or choose another name"
-    if "Max retries exceeded" in str(error):  # by the chain of urllib3's errors, which names the request
-        return f"cannot be reached: {str(error).rpartition(': ')[2].rstrip(CLOSING)[:200]}"
-    return _first_line(error)
-
-
-def _first_line(error: Exception) -> str:
-    """What went wrong, without SQLAlchemy's remark on when, and without the statement."""
-    lines = [line for line in str(error).strip().split("\n") if not line.startswith("(raised as a result of")]
-    return (lines or [type(error).__name__])[0][:300]
