@@ -35,7 +35,8 @@ from fanin.tracking import Tracker
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 from databases import lacking, postgres_copy  # noqa: E402
-from recorded import make_run, make_study, mlflow_server, train  # noqa: E402
+from recorded import make_run, make_study, train  # noqa: E402
+from servers import mlflow_server  # noqa: E402
 
 STUDY = "reading"
 SQLITE, POSTGRES, FASTER = 5.0, 10.0, 20.0  # s, s, times

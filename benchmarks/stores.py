@@ -23,7 +23,8 @@ from fanin.tracking import Tracker
 sys.path.insert(0, str(REPOSITORY / "tests"))
 from databases import lacking  # noqa: E402
 from native_stack import import_stack, postgres, postgres_programs  # noqa: E402
-from recorded import make_run, make_study, mlflow_server, new_database, train  # noqa: E402
+from recorded import make_run, make_study, new_database, train  # noqa: E402
+from servers import mlflow_server  # noqa: E402
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
-from recorded import free_port, healthy, wait_until
+from recorded import wait_until
+from servers import free_port, healthy
 
 ROOT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

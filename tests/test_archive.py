@@ -6,7 +6,8 @@ from contextlib import closing
 
 import pandas
 import pytest
-from recorded import make_run, make_study, mlflow_server, new_database, stored, train
+from recorded import make_run, make_study, new_database, stored, train
+from servers import mlflow_server
 
 from fanin import archive, query, server
 from fanin.points import Point

@@ -23,7 +23,7 @@ from native_stack import (
     new_project,
     running_stack,
 )
-from recorded import free_port
+from servers import free_port
 
 import fanin
 from fanin.errors import ConfigError

@@ -1,13 +1,12 @@
 """The time that an answer takes beside the work it is: no 40 ms of waiting for an acknowledgement."""
 
-import http.server
 import statistics
 import sys
-import threading
 import time
 
 import pytest
 import requests
+from servers import Quiet, serving
 
 from fanin.tracking import Tracker
 
@@ -15,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the option of t
 ANSWERS = 25
 
 
-class Halting(http.server.BaseHTTPRequestHandler):
+class Halting(Quiet):
     """Sends head and body one after the other with Nagle's algorithm on, as uvicorn's processes do."""
 
     protocol_version = "HTTP/1.1"
@@ -27,19 +26,11 @@ class Halting(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(b"{}")
 
-    def log_message(self, *_):
-        pass
-
 
 @pytest.fixture
 def uri():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Halting)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(Halting) as uri:
+        yield uri
 
 
 def median(ask):

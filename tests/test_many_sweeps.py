@@ -4,8 +4,9 @@ import pytest
 from conftest import ROOT
 from native_stack import lacking, running_stack
 from processes import Command, folders, write_study
-from recorded import mlflow_server, new_database
+from recorded import new_database
 from recorded import stored as ask_sqlite
+from servers import mlflow_server
 
 from fanin import spool
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 from native_stack import ROOT, SERVICES, import_stack, lacking, new_project, program, running_stack
-from recorded import free_port, wait_until
+from recorded import wait_until
+from servers import free_port
 
 import fanin
 

@@ -23,19 +23,8 @@ from processes import (
     query,
     write_study,
 )
-from recorded import (
-    copy_database,
-    flaky_server,
-    free_port,
-    make_run,
-    make_study,
-    mlflow_server,
-    new_database,
-    stored,
-    stored_runs,
-    train,
-    wait_until,
-)
+from recorded import copy_database, make_run, make_study, new_database, stored, stored_runs, train, wait_until
+from servers import flaky_server, free_port, mlflow_server
 
 import fanin
 from fanin import spool

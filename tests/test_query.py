@@ -6,7 +6,8 @@ import numpy
 import pandas
 import pytest
 from databases import lacking, postgres_copy
-from recorded import CONFIG, accuracy, copy_database, make_run, make_study, mlflow_server, new_database, train
+from recorded import CONFIG, accuracy, copy_database, make_run, make_study, new_database, train
+from servers import mlflow_server
 
 from fanin import query, source
 from fanin.errors import ConfigError

@@ -13,7 +13,8 @@ import yaml
 from conftest import ROOT
 from native_stack import SERVICES, environment
 from processes import Command, attempt, children, curves, folders, leaderboard, open_runs, write_study
-from recorded import free_port, new_database, wait_until
+from recorded import new_database, wait_until
+from servers import free_port
 
 from fanin import spool
 from fanin.app import main

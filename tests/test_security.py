@@ -5,7 +5,8 @@ import re
 
 import psutil
 import pytest
-from recorded import free_port, make_run, make_study, new_database, train
+from recorded import make_run, make_study, new_database, train
+from servers import free_port
 from test_policy import MODULES, ROOT, WITHOUT_TORCH, imports
 
 from fanin import ui

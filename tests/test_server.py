@@ -7,7 +7,8 @@ from contextlib import closing
 
 import pandas
 import pytest
-from recorded import make_run, make_study, mlflow_server, new_database, train
+from recorded import make_run, make_study, new_database, train
+from servers import mlflow_server
 
 from fanin import query, server
 from fanin.shipping import sync

@@ -15,8 +15,9 @@ from databases import lacking
 from native_stack import import_stack, mlflow_server, postgres, postgres_programs
 from plans import METRIC, Play, Result, make_study
 from processes import Command, curves, epochs_of, leaderboard, open_runs, pauses, statuses, write_study
-from recorded import free_port, make_run, new_database, stored, stored_runs, train, wait_until
+from recorded import make_run, new_database, stored, stored_runs, train, wait_until
 from recorded import make_study as begin_study
+from servers import free_port
 
 from fanin import spool
 from fanin.app import main

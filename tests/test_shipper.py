@@ -2,17 +2,8 @@ import threading
 import time
 
 import pytest
-from recorded import (
-    free_port,
-    make_run,
-    make_study,
-    mlflow_server,
-    new_database,
-    stored,
-    stored_runs,
-    train,
-    wait_until,
-)
+from recorded import make_run, make_study, new_database, stored, stored_runs, train, wait_until
+from servers import free_port, mlflow_server
 
 from fanin.shipper import Shipper
 from fanin.shipping import ship

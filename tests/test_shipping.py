@@ -8,10 +8,8 @@ import pytest
 from recorded import (
     CONFIG,
     accuracy,
-    flaky_server,
     make_run,
     make_study,
-    mlflow_server,
     new_database,
     params_of,
     stored,
@@ -19,6 +17,7 @@ from recorded import (
     tags_of,
     train,
 )
+from servers import flaky_server, mlflow_server
 
 from fanin.folders import Folder, declare_run, declare_study
 from fanin.shipping import ship, sync

@@ -7,7 +7,8 @@ import sys
 import pandas
 import pytest
 from databases import lacking, postgres_copy
-from recorded import free_port, make_run, make_study, mlflow_server, new_database, train
+from recorded import make_run, make_study, new_database, train
+from servers import free_port, mlflow_server
 
 from fanin import query, source
 from fanin.errors import ConfigError

@@ -6,14 +6,14 @@ import struct
 import subprocess
 import sys
 import tarfile
-import threading
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from servers import Quiet, serving
 
 from fanin import data
 from fanin.data.files import parse_idx
@@ -292,9 +292,8 @@ def test_an_option_that_the_loader_needs_is_asked_for(tmp_path):
 # Downloads
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
+class Files(Quiet, SimpleHTTPRequestHandler):
+    """Serves those of a folder."""
 
 
 @pytest.fixture
@@ -309,15 +308,11 @@ def mirror(tmp_path, monkeypatch):
     for name, content in contents.items():
         (folder / f"{name}.gz").write_bytes(gzip.compress(content))
         resources.append((f"{name}.gz", hashlib.md5((folder / f"{name}.gz").read_bytes()).hexdigest()))
-    handler = partial(QuietHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/"
-        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [address])
+    with serving(partial(Files, directory=str(folder))) as address:
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [f"{address}/"])
         monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
         root = tmp_path / "new" / "root"
         yield idx_source(contents), {**GROUP, "root": str(root), "download": True}, folder
-        server.shutdown()
 
 
 def test_missing_files_are_downloaded_into_torchvisions_layout(mirror):

@@ -1,15 +1,14 @@
-import http.server
 import signal
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from recorded import make_run, make_study, new_database, stored, stored_runs, train, wait_until
+from servers import Quiet, serving
 
 from fanin.errors import ConfigError
 from fanin.shipping import ship, sync
@@ -185,9 +184,8 @@ def test_artifacts_can_be_listed_by_mlflow(tmp_path):
     assert [(file.path, file.file_size) for file in found] == [("pictures/confusion.png", 3)]
 
 
-@contextmanager
 def server_that_answers(status):
-    class Answer(http.server.BaseHTTPRequestHandler):
+    class Answer(Quiet):
         def do_GET(self):
             self.send_response(status)
             self.send_header("Content-Length", "0")
@@ -195,18 +193,7 @@ def server_that_answers(status):
 
         do_POST = do_GET
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(Answer)
 
 
 @pytest.mark.parametrize(
