@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import METRIC, Play, Result, make_study, open_folder
+from plans import METRIC, Play, Result, make_study, open_folder, open_search
 
 from fanin.errors import ConfigError
 from fanin.sweep.adaptive import SearchPlan
-from fanin.sweep.search import Search
 from fanin.sweep.study import Budget, Objective, Study, Variant
 
 PARAMS = {"a": "interval(0,1)", "b": "int(interval(1,9))"}
@@ -30,19 +29,7 @@ def open_plan(study: Study, tmp_path: Path, *, extend: bool = False, compose: An
     """As after the start of a coordinator: the folder of a dead one is taken over."""
     folder = open_folder(tmp_path)
     folder.close()
-    search = Search(
-        study.space,
-        sampler=study.sampler,
-        pruner=study.pruner,
-        directions=[objective.direction for objective in study.objectives],
-        storage=folder.path / "journal.log",
-        name=study.name,
-        seed=study.seed,
-        defaults=study.default,
-        steps=4,
-        replicates=study.replicates,
-        extend=extend,
-    )
+    search = open_search(study, folder, defaults=study.default, extend=extend)
     return SearchPlan(study, search, folder, compose=compose or study.variant)
 
 

@@ -137,15 +137,7 @@ def test_statistics_of_any_cost_leave_the_weights_bitwise_equal(project, norm):
 def test_a_resumed_run_goes_on_measuring_from_its_start(project):
     config = configuration(*FEW, "epochs=3", "stats=full", "model=mlp_narrow", "regularization=noisy_batchnorm")
     whole = train(config, project / "whole", trainer=TRAINER)
-    payload = {
-        "folder": str(project / "run"),
-        "spec": {"config": config},
-        "judged": False,
-        "watched": [],
-        "checkpoint": 0,
-    }
-    (project / "run").mkdir()
-    TRAINER("run", payload, Listener(stop_at=1))
+    train(config, project / "run", trainer=TRAINER, listener=Listener(stop_at=1), checkpoint=0)
     resumed = train(config, project / "run", trainer=TRAINER)
     key = "weight/layers.0/init_distance"
     distances = [[record["metrics"][key] for record in digest.epochs] for digest in (whole, resumed)]

@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import METRIC, Play, Result, grid, make_study, open_folder
+from plans import METRIC, Play, Result, grid, make_study, open_folder, open_search
 
 from fanin.sweep import race
 from fanin.sweep.grid import GridPlan
-from fanin.sweep.search import Search
 from fanin.sweep.study import Budget, Study
 
 PARAMS = {"a": "1,2,3", "b": "1,2"}
@@ -24,20 +23,7 @@ def open_plan(study: Study, tmp_path: Path, *, judge: bool = False) -> GridPlan:
     """As after the start of a coordinator: the folder of a dead one is taken over."""
     folder = open_folder(tmp_path)
     folder.close()
-    search = None
-    if judge:
-        search = Search(
-            study.space,
-            sampler=study.sampler,
-            pruner=study.pruner,
-            directions=["maximize"],
-            storage=folder.path / "journal.log",
-            name=study.name,
-            seed=0,
-            steps=4,
-            replicates=study.replicates,
-        )
-    return GridPlan(study, grid(study), folder, judge=search)
+    return GridPlan(study, grid(study), folder, judge=open_search(study, folder) if judge else None)
 
 
 def ended(plan: GridPlan) -> dict[str, float]:

@@ -65,15 +65,16 @@ def train(
     listener: Listener | None = None,
     trainer: Trainer | None = None,
     judged: bool = False,
+    checkpoint: float = math.inf,
 ) -> spool.Digest:
-    """Train the run, and return what its spool then says."""
+    """Train the run, and return what its spool then says. `checkpoint`: seconds between two of them."""
     folder.mkdir(parents=True, exist_ok=True)
     payload = {
         "folder": str(folder),
         "spec": {"config": config},
         "judged": judged,
         "watched": ["val/loss"],
-        "checkpoint": math.inf,
+        "checkpoint": checkpoint,
     }
     (trainer or Trainer(threads=1))("run", payload, listener or Listener())
     return recorded(folder)
