@@ -23,15 +23,13 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
 from bench_bookkeeping import CLOCKS, Clock
-from figures import REPOSITORY, Figure, judge, project, study_of, sweep
-from serving import Spent, declared, finish, lacking, served
+from figures import REPOSITORY, Figure, judge, study_of, sweep
+from serving import Spent, Team, declared, finish, lacking, team
 
 from fanin import shipper
 from fanin.folders import Folder
@@ -72,10 +70,9 @@ def main() -> int:
     if lacking():
         print(f"skipped: {lacking()}")
         return 0
-    with project() as folder, served(folder / "server", workers=options.workers) as stack:
-        with ProcessPoolExecutor(SWEEPS, mp_context=get_context("spawn")) as sweeps:
-            ingest = measure_ingest(stack, folder, sweeps, runs=options.runs)
-            slower = measure_training(folder, sweeps, rounds=options.rounds)
+    with team(sweeps=SWEEPS, workers=options.workers) as ours:
+        ingest = measure_ingest(ours, runs=options.runs)
+        slower = measure_training(ours, rounds=options.rounds)
     return judge(
         [
             Figure(f"points a second, {SWEEPS} sweeps", ingest, least=INGEST),
@@ -84,21 +81,21 @@ def main() -> int:
     )
 
 
-def measure_ingest(stack, folder: Path, sweeps: ProcessPoolExecutor, *, runs: int) -> float:
+def measure_ingest(ours: Team, *, runs: int) -> float:
     """Points a second that the server takes from as many shippers as there are sweeps."""
     names = [f"ingest{number}" for number in range(SWEEPS)]
     warm = [f"warm{number}" for number in range(SWEEPS)]
-    record(folder, warm, runs=2)
-    record(folder, names, runs=runs)
-    drain_all(folder, warm, sweeps)  # imports, connections, experiments
-    spent = Spent(stack)
+    record(ours.folder, warm, runs=2)
+    record(ours.folder, names, runs=runs)
+    drain_all(ours, warm)  # imports, connections, experiments
+    spent = Spent(ours.stack)
     before, began = spent.read(), time.monotonic()
-    clients = drain_all(folder, names, sweeps)
+    clients = drain_all(ours, names)
     wall = time.monotonic() - began
     cost = {"shippers": sum(one.cpu for one in clients)}
     cost |= {name: seconds - before[name] for name, seconds in spent.read().items()}
     points = SWEEPS * runs * POINTS
-    check_stored(stack, points)
+    check_stored(ours.stack, points)
     told = ", ".join(f"{name} {1e6 * seconds / points:.0f}" for name, seconds in cost.items())
     print(f"ingest: {points} points of {SWEEPS * runs} runs in {wall:.1f} s; CPU us a point: {told}", flush=True)
     return points / wall
@@ -114,8 +111,8 @@ def record(folder: Path, names: Sequence[str], *, runs: int) -> None:
                 finish(run, keys=KEYS, epochs=EPOCHS, seed=number)
 
 
-def drain_all(folder: Path, names: Sequence[str], sweeps: ProcessPoolExecutor) -> list[Drained]:
-    done = list(sweeps.map(drain, [str(folder)] * len(names), names))
+def drain_all(ours: Team, names: Sequence[str]) -> list[Drained]:
+    done = list(ours.sweeps.map(drain, [str(ours.folder)] * len(names), names))
     assert not sum(one.left for one in done), done
     return done
 
@@ -131,13 +128,13 @@ def drain(folder: str, name: str) -> Drained:
     return Drained(len(left), time.process_time() - began)
 
 
-def measure_training(folder: Path, sweeps: ProcessPoolExecutor, *, rounds: int) -> float:
+def measure_training(ours: Team, *, rounds: int) -> float:
     """CPU time of training with tracking / without."""
-    train_all(folder, sweeps, "none")  # imports, data
-    batches = [train_all(folder, sweeps, "none")]
+    train_all(ours, "none")  # imports, data
+    batches = [train_all(ours, "none")]
     ratios = []
     for _ in range(rounds):
-        batches += [train_all(folder, sweeps, "local"), train_all(folder, sweeps, "none")]
+        batches += [train_all(ours, "local"), train_all(ours, "none")]
         before, tracked, after = batches[-3:]
         ratios.append(2 * tracked.fit / (before.fit + after.fit))
         shipping = 1000 * tracked.shipping / (SWEEPS * RUNS)
@@ -148,10 +145,10 @@ def measure_training(folder: Path, sweeps: ProcessPoolExecutor, *, rounds: int) 
     return statistics.median(ratios)
 
 
-def train_all(folder: Path, sweeps: ProcessPoolExecutor, tracking: str) -> Trained:
+def train_all(ours: Team, tracking: str) -> Trained:
     """4 sweeps at once, each in a project of its own: the sum of what they took."""
-    places = [str(folder / f"{tracking}{time.monotonic_ns()}-{number}") for number in range(SWEEPS)]
-    done = list(sweeps.map(train, places, [tracking] * SWEEPS))
+    places = [str(ours.folder / f"{tracking}{time.monotonic_ns()}-{number}") for number in range(SWEEPS)]
+    done = list(ours.sweeps.map(train, places, [tracking] * SWEEPS))
     return Trained(sum(one.fit for one in done), sum(one.shipping for one in done))
 
 

@@ -1,15 +1,18 @@
-"""What the benchmarks of the server share: the server, whose CPU time can be read, and finished runs to ship to it."""
+"""What the benchmarks of the server share: a team's server, whose CPU time can be read, and finished runs for it."""
 
 import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
-from figures import REPOSITORY
+from figures import REPOSITORY, project
 
 from fanin.folders import Folder, declare_run, declare_study
 from fanin.spool import Spool
@@ -17,7 +20,7 @@ from fanin.spool import Spool
 sys.path.insert(0, str(REPOSITORY / "tests"))
 from native_stack import lacking, running_stack  # noqa: E402
 
-__all__ = ["Spent", "declared", "finish", "lacking", "served"]
+__all__ = ["Spent", "Team", "declared", "finish", "lacking", "team"]
 
 
 class Spent:
@@ -45,13 +48,24 @@ def _seconds(root: psutil.Process) -> float:
     return total
 
 
+@dataclass(frozen=True)
+class Team:
+    """A server with its services, a project folder, and processes that sweep."""
+
+    stack: Any
+    folder: Path
+    sweeps: ProcessPoolExecutor
+
+
 @contextmanager
-def served(folder: Path, *, workers: int) -> Iterator[Any]:
-    """The services of docker-compose.yml with so many server processes; this process is the user ada."""
-    folder.mkdir()
-    with running_stack(folder, workers=workers) as stack:
-        os.environ |= stack.variables("ada")
-        yield stack
+def team(*, sweeps: int, workers: int) -> Iterator[Team]:
+    """`sweeps` processes, and the services of docker-compose.yml with `workers` server processes; we are user ada."""
+    with project() as folder:
+        (folder / "server").mkdir()
+        with running_stack(folder / "server", workers=workers) as stack:
+            os.environ |= stack.variables("ada")
+            with ProcessPoolExecutor(sweeps, mp_context=get_context("spawn")) as pool:
+                yield Team(stack, folder, pool)
 
 
 def declared(project: Path, name: str, specs: Sequence[dict[str, Any]]) -> list[Folder]:

@@ -16,15 +16,13 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from figures import project, study_of
-from serving import Spent, declared, finish, lacking, served
+from figures import study_of
+from serving import Spent, Team, declared, finish, lacking, team
 
 import fanin
 from fanin.folders import Folder, declare_run
@@ -59,44 +57,45 @@ def main() -> int:
     if lacking():
         print(f"skipped: {lacking()}")
         return 0
-    with project() as folder, served(folder / "server", workers=options.server) as stack:
-        with ProcessPoolExecutor(options.sweeps, mp_context=get_context("spawn")) as pool:
-            done = simulate(stack, folder, pool, options)
-        read_back(stack, folder, runs=done, sweeps=options.sweeps)
+    with team(sweeps=options.sweeps, workers=options.server) as ours:
+        simulate(ours, options)
+        read_back(ours, sweeps=options.sweeps)
     return 0
 
 
-def simulate(stack: Any, folder: Path, pool: ProcessPoolExecutor, options: argparse.Namespace) -> int:
-    """How many runs were shipped."""
+def simulate(ours: Team, options: argparse.Namespace) -> None:
+    """Ship all runs, and tell what every PART of them took."""
     with study_of([]) as (study, _):
         spec = study.spec(study.variant({}), 0)
     names = [f"cluster{number}" for number in range(options.sweeps)]
     for name in names:
-        declared(folder, name, [])
+        declared(ours.folder, name, [])
     crew, each = options.workers // options.sweeps, PART // options.sweeps
-    list(pool.map(play, *zip(*[(str(folder), name, spec, WARM, WARM + crew, crew) for name in names], strict=True)))
-    spent, began, done = Spent(stack), time.monotonic(), 0
-    before, size = spent.read(), database_size(stack)
-    empty = size
+
+    def play_all(first: int, stop: int) -> list[Part]:
+        work = [(str(ours.folder), name, spec, first, stop, crew) for name in names]
+        return list(ours.sweeps.map(play, *zip(*work, strict=True)))
+
+    play_all(WARM, WARM + crew)
+    spent, began, done = Spent(ours.stack), time.monotonic(), 0
+    before, empty = spent.read(), database_size(ours.stack)
     while done < options.runs and time.monotonic() < began + 60 * options.minutes:
         first = done // options.sweeps
-        work = [(str(folder), name, spec, first, first + each, crew) for name in names]
-        parts = list(pool.map(play, *zip(*work, strict=True)))
+        parts = play_all(first, first + each)
         done += each * options.sweeps
         assert not sum(part.left for part in parts), [part.left for part in parts]
         now = spent.read()
         cost = {"shippers": sum(part.cpu for part in parts)} | {key: now[key] - before[key] for key in now}
         before = now
         tell(done, parts, cost, runs=each * options.sweeps)
-    size = database_size(stack)
+    size = database_size(ours.stack)
     wall = time.monotonic() - began
-    [stored] = stack.read("select count(*) from metrics where key = 'val/accuracy' or key like 'weight/%'")
+    [stored] = ours.stack.read("select count(*) from metrics where key = 'val/accuracy' or key like 'weight/%'")
     assert int(stored) == (done + options.sweeps * crew) * POINTS, stored
     print(
         f"{done} runs, {done * POINTS} points in {wall:.0f} s; {(size - empty) / done / 1000:.1f} kB of database a run,"
     )
     print(f"{(size - empty) / done / POINTS:.0f} bytes a point if points were all", flush=True)
-    return done
 
 
 def tell(done: int, parts: list[Part], cost: dict[str, float], *, runs: int) -> None:
@@ -162,9 +161,9 @@ def database_size(stack: Any) -> int:
     return int(stack.read("select pg_database_size('mlflow')")[0])
 
 
-def read_back(stack: Any, folder: Path, *, runs: int, sweeps: int) -> None:
+def read_back(ours: Team, *, sweeps: int) -> None:
     """All points of all studies as data frames, straight from PostgreSQL and through the server."""
-    password, port = stack.secrets["READER_DB_PASSWORD"], stack.cluster.port
+    password, port = ours.stack.secrets["READER_DB_PASSWORD"], ours.stack.cluster.port
     for way, uri in {"PostgreSQL": f"postgresql://reader:{password}@127.0.0.1:{port}/mlflow", "the server": ""}.items():
         os.environ |= {"FANIN_READ_URI": uri} if uri else {}
         if not uri:
@@ -173,7 +172,9 @@ def read_back(stack: Any, folder: Path, *, runs: int, sweeps: int) -> None:
             began, rows = time.monotonic(), 0
             for number in range(sweeps):
                 study = f"cluster{number}"
-                table = fanin.curves(study, keys, project=folder) if keys else fanin.runs(study, project=folder)
+                table = (
+                    fanin.curves(study, keys, project=ours.folder) if keys else fanin.runs(study, project=ours.folder)
+                )
                 rows += len(table)
             print(f"{way}: {what}, {rows} rows of {sweeps} studies: {time.monotonic() - began:.1f} s", flush=True)
 
