@@ -51,8 +51,8 @@ def group_norm(features: int, *, groups: int) -> nn.Module:
     return nn.GroupNorm(groups, features)
 
 
-class NoisyBatchNorm1d(Noise, nn.BatchNorm1d):
-    """Batch norm, then `disturb` of strength `noise` while training."""
+class NoisyBatchNorm(Noise):
+    """Batch norm, then `disturb` of strength `noise` while training; torch's batch norm follows it among the bases."""
 
     purpose = "norm_noise"
 
@@ -65,18 +65,12 @@ class NoisyBatchNorm1d(Noise, nn.BatchNorm1d):
         return disturb(normalised, strength=self.noise, generator=self.generator) if self.training else normalised
 
 
-class NoisyBatchNorm2d(Noise, nn.BatchNorm2d):
-    """Batch norm, then `disturb` of strength `noise` while training."""
+class NoisyBatchNorm1d(NoisyBatchNorm, nn.BatchNorm1d):
+    """For activations of shape (N, features)."""
 
-    purpose = "norm_noise"
 
-    def __init__(self, channels: int, *, noise: float):
-        super().__init__(channels)
-        self.noise = noise
-
-    def forward(self, x: Tensor) -> Tensor:
-        normalised = super().forward(x)
-        return disturb(normalised, strength=self.noise, generator=self.generator) if self.training else normalised
+class NoisyBatchNorm2d(NoisyBatchNorm, nn.BatchNorm2d):
+    """For activations of shape (N, C, H, W)."""
 
 
 def disturb(x: Tensor, *, strength: float, generator: torch.Generator | None) -> Tensor:
