@@ -1,4 +1,4 @@
-"""Promises about the repository itself: who imports what, what the README names, what is never committed."""
+"""Promises about the repository itself: who imports what, what is never committed, what an option says of itself."""
 
 import ast
 import re
@@ -11,15 +11,12 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fanin.app import main
-
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
 MODULES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(SOURCE.rglob("*.py"))
 }
-README = ROOT / "README.md"
 OPTIONS = sorted(path for path in (ROOT / "conf").rglob("*.yaml") if path.parent != ROOT / "conf")
 
 # Third-party package -> the modules (with all below them) that may import it.
@@ -160,27 +157,6 @@ def test_no_tracked_file_names_a(forbidden):
         text = path.read_bytes().decode("utf-8", errors="ignore") if path.suffix != ".png" else ""
         found += [f"{path.relative_to(ROOT)}: {match[0]}" for match in forbidden.finditer(text)]
     assert not found
-
-
-def named_in_readme(pattern: str) -> set[str]:
-    """What `pattern` captures in the README's code: fenced blocks and backticks."""
-    code = re.findall(r"```.*?```|`[^`\n]+`", README.read_text(), flags=re.DOTALL)
-    return set(re.findall(pattern, "\n".join(code), flags=re.MULTILINE))
-
-
-def test_every_make_target_that_the_readme_names_exists():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    named = named_in_readme(r"(?:^|[`$])make ([a-z][a-z-]*)")
-    assert {"sweep", "test"} <= named <= targets
-
-
-def test_every_fanin_command_that_the_readme_names_exists(capsys):
-    named = named_in_readme(r"(?:^|[`$ /])fanin ([a-z]+)")
-    assert "sweep" in named
-    for command in named:
-        with pytest.raises(SystemExit) as done:
-            main([command, "--help"])
-        assert done.value.code == 0, command
 
 
 def test_make_help_lists_every_target():
