@@ -209,8 +209,8 @@ def test_what_ends_a_run_is_looked_for_in_its_last_step_however_long_it_is():
 
 def test_a_resumed_run_is_diagnosed_by_all_of_its_epochs(project):
     config = configuration(*FEW, "initializer=normal_002", DEEP, "epochs=3")
-    train(config, project / "run", trainer=TRAINER, listener=Listener(stop_at=1), checkpoint=0)
-    train(config, project / "run", trainer=TRAINER)
+    train(config, project / "run", listener=Listener(stop_at=1), checkpoint=0)
+    train(config, project / "run")
     assert "vanishing_gradient" in findings(project / "run")
 
 
