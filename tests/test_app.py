@@ -321,6 +321,23 @@ CONTRADICTIONS = {
         ["train", "-m", "seed=1,2", "hydra.sweeper.workers=3"],
         ["hydra.sweeper.workers", "hardware.workers"],
     ),
+    "a key of the space as Hydra's own": (
+        [
+            "sweep",
+            "initializers",
+            "hydra/sweeper=tpe",
+            "hydra.sweeper.params.optimizer.lr=tag(log,interval(1e-4,1e-1))",
+        ],
+        ["hydra.sweeper.params.optimizer.lr: ", "written by itself: 'optimizer.lr=tag(log,interval(1e-4,1e-1))'"],
+    ),
+    "a key without dots as Hydra's own": (
+        ["train", "-m", "+hydra.sweeper.params.seed=1,2"],
+        ["hydra.sweeper.params.seed: ", "written by itself: 'seed=1,2'"],
+    ),
+    "a quoted one with dots": (
+        ["train", "++hydra.sweeper.params.optimizer.lr='0.1,0.2'"],
+        ["hydra.sweeper.params.optimizer.lr: ", "written by itself: 'optimizer.lr=0.1,0.2'"],
+    ),
     "the same value twice": (["train", "-m", "initializer=zeros,zeros"], ["must differ", "'zeros'"]),
     "choices that match nothing": (
         ["train", "-m", "initializer=glob(q*)"],

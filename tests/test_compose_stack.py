@@ -240,12 +240,12 @@ def test_up_tells_where_to_log_in_and_shows_no_password(tmp_path):
 
 @pytest.fixture
 def recorder(tmp_path):
-    """A Compose that does nothing, and what it was told to do."""
+    """A Compose that does nothing, and what it was told to do with services."""
     log = tmp_path / "log"
     script = tmp_path / "compose"
     script.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
     script.chmod(0o755)
-    return str(script), lambda: [line for line in log.read_text().splitlines() if line != "version"]
+    return str(script), lambda: [line for line in log.read_text().splitlines() if " --" in line and "psql" not in line]
 
 
 def test_the_object_store_once_chosen_is_started_every_time(tmp_path, recorder):
@@ -295,11 +295,30 @@ def test_down_stops_whatever_a_profile_started(tmp_path, recorder):
     assert all(f"--profile {profile}" in command for profile in stack_tool.PROFILES) and command.endswith("down")
 
 
-@pytest.mark.parametrize("action", ["up", "down", "backup", "restore"])
+@pytest.mark.parametrize("action", ["up", "down", "backup"])
 def test_without_compose_one_line_says_so_and_nothing_is_made(action, tmp_path):
     done = run_tool(tmp_path, action, compose="no-such-program compose")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "Compose" in done.stderr
     assert not [*tmp_path.iterdir()]
+
+
+def test_restore_names_what_is_wrong_with_its_folder_before_it_complains_about_docker(tmp_path):
+    def said(*arguments):
+        done = run_tool(tmp_path, "restore", *arguments, compose="no-such-program compose")
+        assert done.returncode == 1 and done.stderr.count("\n") == 1 and not (tmp_path / ".env").exists()
+        return done.stderr
+
+    assert "which backup? make restore FROM=backups/... (there is none in backups/ yet)" in said()
+    assert "FROM=backups/1: there is no such folder; there is none in backups/" in said("--from", "backups/1")
+    for name in ("20260101-000000", "20260201-000000"):
+        (tmp_path / "backups" / name).mkdir(parents=True)
+        for file in stack_tool.files_of_a_backup():
+            (tmp_path / "backups" / name / file).touch()
+    (tmp_path / "backups" / "20260301-000000").mkdir()
+    assert "make restore FROM=backups/20260201-000000" in said()
+    assert "the newest in backups/ is backups/20260201-000000" in said("--from", "nowhere")
+    assert "it lacks mlflow.dump, " in said("--from", "backups/20260301-000000")
+    assert "Compose" in said("--from", "backups/20260201-000000")
 
 
 def test_a_backup_that_failed_half_way_is_not_taken_for_one(tmp_path):
@@ -500,6 +519,32 @@ def test_make_up_says_what_to_do_when_the_admin_has_another_password_by_now(stac
 
 
 @pytest.mark.slow
+def test_make_up_gives_the_database_an_index_by_which_a_run_is_found_and_any_number_of_times(
+    stack, swept, monkeypatch, capfd
+):
+    monkeypatch.setattr(stack_tool, "compose", stack.compose)
+    for _ in range(2):
+        stack_tool.make_index()
+    assert capfd.readouterr() == ("", "")
+    looked_for = (
+        "select r.run_uuid from runs r join tags t using (run_uuid) where t.key = 'fanin.run' and t.value = '9-r0'"
+    )
+    plan = stack.cluster.ask(
+        f"""
+        begin;
+        create temporary table made as select experiment_id, artifact_uri from runs limit 1;
+        insert into runs (run_uuid, experiment_id, artifact_uri, status, lifecycle_stage, start_time)
+            select i, experiment_id, artifact_uri, 'FINISHED', 'active', 0 from made, generate_series(1, 3000) i;
+        insert into tags (key, value, run_uuid) select 'fanin.run', i || '-r0', i from generate_series(1, 3000) i;
+        analyze tags;
+        explain {looked_for};
+        rollback
+        """,
+        password=stack.secrets["MLFLOW_DB_PASSWORD"],
+    )
+    assert [line for line in plan if "Scan" in line and "fanin_run" in line], plan
+
+
 def test_reading_with_a_wrong_password_raises_our_error(stack, tmp_path, as_user):
     stack.users["eve"] = "no account, no password"
     as_user("eve")

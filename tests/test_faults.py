@@ -29,7 +29,7 @@ from recorded import new_database, wait_until
 
 from fanin import spool
 from fanin.app import main
-from fanin.sweep.folder import outcome
+from fanin.sweep.folder import StudyFolder, archive, outcome
 
 # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -337,6 +337,20 @@ def test_a_changed_question_is_refused_with_its_changes_an_extension_repeats_not
     counts = query(project, f"{parents} and r.status = 'FINISHED' and r.lifecycle_stage = 'active' group by t.value")
     assert sorted(count for _, count in counts) == [4, 9]
     assert extended[1].items() <= curves(project).items()
+
+
+def test_studies_that_are_put_aside_in_one_millisecond_are_all_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("fanin.sweep.folder.stamp", lambda: "then")
+    path = tmp_path / ".fanin" / "one"
+    for _ in range(3):
+        folder = StudyFolder(path)
+        folder.run("a-r0").mkdir()
+        folder.close()
+        assert archive(path)
+    assert [one.name for one in sorted(path.parent.iterdir())] == [
+        *("one.until-then", "one.until-then-2", "one.until-then-3")
+    ]
+    assert all((one / "runs" / "a-r0").exists() for one in path.parent.iterdir())
 
 
 def test_what_was_never_shipped_reaches_mlflow_with_the_next_session_under_the_study_it_belongs_to(project, fanin):

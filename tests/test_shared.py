@@ -1,6 +1,7 @@
 """A study's state in a real PostgreSQL: two project folders are two machines, which share nothing else."""
 
 import signal
+import socket
 import sys
 import time
 from contextlib import closing, contextmanager
@@ -22,12 +23,12 @@ from servers import free_port
 from fanin import spool
 from fanin.app import main
 from fanin.errors import ConfigError
-from fanin.folders import Folder, declare_study
-from fanin.shared import connection
+from fanin.folders import Folder, declare_study, write_json
+from fanin.shared import connection, glance
 from fanin.shared.exchange import Exchange
 from fanin.shared.keeper import Keeper
 from fanin.shared.late import Latecomer
-from fanin.shipping import StudyLost, ship
+from fanin.shipping import StudyLost, ship, sync
 from fanin.sweep.adaptive import SearchPlan
 from fanin.sweep.compose import Composer
 from fanin.sweep.folder import StudyFolder
@@ -271,6 +272,25 @@ def test_while_postgres_is_down_noting_costs_nothing_and_all_is_sent_when_it_is_
         assert files(folder.path) == files(one / ".fanin" / "initializers")
 
 
+def test_a_file_that_cannot_be_read_does_not_end_the_thread_that_copies(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr("fanin.shared.keeper.BEAT", 0.1)
+    one, two, ended, opened = machines(tmp_path)
+    with held(clean, one) as (exchange, _), _keeper(exchange) as keeper:
+        (opened.path / "run.json").rename(aside := opened.path / "aside")
+        (opened.path / "run.json").mkdir()
+        with pytest.raises(TrackingDown, match=r"run\.json: Is a directory"):
+            keeper.secure(opened)
+        keeper.note(ended)
+        with pytest.raises(TrackingDown):
+            keeper.secure(opened)
+        assert keeper._thread.is_alive()
+        (opened.path / "run.json").rmdir()
+        aside.rename(opened.path / "run.json")
+        wait_until(lambda: len(clean.ask("select file from fanin_piece where file like '%/spool.jsonl'")) == 2)
+    with held(clean, two) as (_, folder):
+        assert files(folder.path) == files(one / ".fanin" / "initializers")
+
+
 def test_a_session_that_was_ended_as_idle_in_a_transaction_counts_as_down_and_is_made_again(
     clean, tmp_path, monkeypatch
 ):
@@ -324,6 +344,9 @@ def test_a_fault_in_what_follows_a_copy_is_said_once_and_the_copy_goes_on(clean,
 
 def test_what_a_dead_machine_had_not_shipped_is_shipped_once_by_the_next_owner(clean, tmp_path, capsys):
     one, two, ended, opened = machines(tmp_path)
+    for run in (ended, opened):
+        run.artifacts.mkdir()
+        (run.artifacts / "weights.pt").write_text(run.path.name)
     tracker = Tracker(project=two, uri="sqlite:///mlflow.db")
     database = new_database(two / "mlflow.db")
     another = train(make_run(ended.study, replicate=2))
@@ -336,7 +359,9 @@ def test_what_a_dead_machine_had_not_shipped_is_shipped_once_by_the_next_owner(c
     with closing(StudyFolder(exchange.path)) as folder:
         Shared(exchange).fetch(folder)
         assert "3 runs of other machines" in (said := capsys.readouterr().out)
-        assert "  1 of them ended before MLflow had their weights and pictures, which are lost" in said
+        host = socket.gethostname()
+        assert f"  1 of them ended before MLflow had their files, which are on {host}: `fanin sync` there adds" in said
+        assert f"  1 of them had not ended; checkpoints are on {host}, so here it is trained again from epoch 1" in said
         folder.admit({"space": {}, "replicates": 1, "metric": ["val/loss"]}, extend=False)
         exchange.own()
         folder.bury()
@@ -348,6 +373,51 @@ def test_what_a_dead_machine_had_not_shipped_is_shipped_once_by_the_next_owner(c
     assert [row[1] for row in stored_runs(database)] == ["FINISHED", "KILLED", "FINISHED"]
     steps = stored(database, "select run_uuid, key, step from metrics where key in ('val/loss', 'val/accuracy')")
     assert len(steps) == len(set(steps)) == 2 * (3 + 2 + 3)
+
+    before = [stored(database, f"select * from {table} order by 1, 2, 3, 4") for table in ("metrics", "runs", "params")]
+    assert not [*tmp_path.glob("*/mlartifacts/**/weights.pt")]
+    for files in (1, 0):  # the dead machine comes back
+        with closing(Latecomer(clean.address())) as late:
+            report = sync(one, tracker=Tracker(project=two, uri="sqlite:///mlflow.db"), guard=late, twin=late.twin)
+        assert report.files == files and not report.left and len(report.gone) == 1
+        (weights,) = tmp_path.glob("*/mlartifacts/**/weights.pt")
+        assert weights.read_text() == ended.path.name, "not of the run that is trained again"
+    assert opened.artifacts.exists() and not ended.artifacts.exists()
+    tables = ("metrics", "runs", "params")
+    assert [stored(database, f"select * from {table} order by 1, 2, 3, 4") for table in tables] == before
+
+
+def test_files_of_a_run_that_was_done_again_elsewhere_are_not_mixed_with_those_of_the_other_one(clean, tmp_path):
+    one, two, ended, _ = machines(tmp_path)
+    ended.artifacts.mkdir()
+    with held(clean, one):
+        pass  # it dies before it could send the run
+    with held(clean, two) as (exchange, folder):
+        again = train(make_run(Folder(folder.path)), clock=20_000)
+        assert again.path.name == ended.path.name
+        exchange.send([again])
+        with closing(Latecomer(clean.address())) as late:
+            assert late.twin(ended) == late.twin(again) == "", "shipped by nobody"
+        state = {"uri": "sqlite:///", "run": "7", "offset": again.spool.stat().st_size, "status": "FINISHED"}
+        write_json(again.path / "shipped.json", state)
+        exchange.send([again])
+        with closing(Latecomer(clean.address())) as late:
+            assert late.twin(again) == "7" and late.twin(ended) == ""
+
+
+def test_a_dry_run_counts_what_other_machines_have_done_and_takes_hold_of_nothing(clean, tmp_path, monkeypatch):
+    one, _, ended, opened = machines(tmp_path)
+    assert glance.ended(clean.address("reader"), "initializers") == frozenset(), "nobody has kept a study there"
+    with held(clean, one) as (exchange, _):
+        exchange.send([opened])
+        train(opened, first=2, last=3, end=None)
+        exchange.send([ended, opened])  # in pieces
+        assert glance.ended(clean.address("reader"), "initializers") == {ended.path.name}
+        assert glance.ended(clean.address("reader"), "another") == frozenset()
+        spool.bury(opened.spool, reason="interrupted")
+        exchange.send([opened])
+        assert glance.ended(clean.address("reader"), "initializers") == {ended.path.name}
+    assert clean.ask("select generation from fanin_study") == ["1"]
 
 
 # ---- fanin sync ----
@@ -622,11 +692,22 @@ def test_a_sweep_is_refused_elsewhere_while_it_lives_and_gone_on_with_there_when
     assert not attempts(team.two)
     trained(first, epochs=20)
     first.kill()
+    begun = [run.name for run, records in open_runs(team.one) if spool.digest(records).last_epoch]
     ended = attempts(team.one).keys() - {run.name for run, _ in open_runs(team.one)}
     assert len(ended) >= 2
+    assert main([*team.options, "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert f"= 4, of which {len(ended)} are done" in output
+    assert f"/optuna: {len(ended)} runs done there, by all machines together" in output
+    assert not attempts(team.two)
     assert main(team.options) == 0
     output = capsys.readouterr().out
     assert "of other machines fetched" in output
+    interrupted = f"1 of them had not ended; checkpoints are on {socket.gethostname()}, so here it is trained again"
+    assert (interrupted in output) == bool(begun)
+    for run in begun:
+        digest = spool.digest(spool.read(team.two / ".fanin" / "faults" / "runs" / run / "spool.jsonl")[0])
+        assert digest.attempts == 2 and [one["epoch"] for one in digest.epochs] == [*range(9)]
     assert {attempts(team.two)[name] for name in ended} == {1}, "what is done is not repeated"
     assert (leaderboard(output), once(team.hub)) == alone
     secret = team.server.secrets["OPTUNA_DB_PASSWORD"].encode()
@@ -859,6 +940,13 @@ def test_a_study_is_put_aside_under_one_name_here_and_there_also_where_the_name_
         exchange.close()
         assert not path.exists() and (path.with_name(name) / "study.json").exists()
     assert clean.ask("select study from fanin_study order by 1") == ["initializers", *put.values()]
+    with held(clean, tmp_path / "one") as (exchange, _):
+        exchange.send()
+    (tmp_path / "one" / ".fanin" / "initializers.until-then-4").mkdir()  # of a study that was never shared
+    exchange = Exchange(clean.address(), tmp_path / "one" / ".fanin" / "initializers")
+    exchange.take()
+    assert Shared(exchange).settle(new=True).name == "initializers.until-then-5"
+    exchange.close()
     with closing(Latecomer(clean.address())) as late:  # each may still bring what it has of its own
         for machine, name in put.items():
             late.secure(Folder(tmp_path / machine / ".fanin" / name))

@@ -1,6 +1,7 @@
 """Every file in sweeps/: it can be read in both profiles, and each of its criteria passes on one result and fails on
 the opposite one. Two of the quick studies run to their verdicts."""
 
+import importlib.util
 import math
 import subprocess
 import sys
@@ -27,6 +28,9 @@ from fanin.sweep.reading import Settings, read_study
 
 ROOT = Path(__file__).parent.parent
 NUMBERED = sorted(path.stem for path in (ROOT / "sweeps").glob("[0-9]*.yaml"))
+SPEC = importlib.util.spec_from_file_location("studies", ROOT / "tools" / "studies.py")
+tool = importlib.util.module_from_spec(SPEC)  # tools/ is no package
+SPEC.loader.exec_module(tool)
 CASES = [(name, profile) for name in NUMBERED for profile in ("full", "smoke")]
 
 
@@ -266,6 +270,29 @@ def verdict_of(project, name, *arguments):
     return done.stdout[done.stdout.index("Verdict: ") : done.stdout.index("This session")]
 
 
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("study:\n  question: Does it help?\n", "Does it help?"),
+        ("# (c) 2026 Ada\nstudy:\n  question: |\n    Does it\n    help?\n", "Does it help?"),
+        ("#\n#What helps?\n# @package _global_\nepochs: 3\n", "What helps?"),
+        ("# @package _global_\n##  What helps?\nepochs: 3\nstudy:\n", "What helps?"),
+        ("epochs: 3\n", "(asks nothing: study.question)"),
+        ("# What helps?\nepochs: [\n", "What helps?"),
+    ],
+)
+def test_the_list_of_studies_says_what_each_asks_however_its_file_begins(tmp_path, text, asked):
+    (tmp_path / "mine.yaml").write_text(text)
+    assert tool.question(tmp_path / "mine.yaml") == asked
+
+
+def test_every_published_study_has_its_question_in_the_list(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["studies.py", "--list"])
+    assert tool.main() == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert {*NUMBERED} < listed.keys() and all(listed[name].endswith("?") for name in NUMBERED)
+
+
 @pytest.mark.slow
 def test_every_smoke_profile_ends_with_a_verdict():
     done = subprocess.run(
@@ -273,6 +300,7 @@ def test_every_smoke_profile_ends_with_a_verdict():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(name in done.stdout for name in NUMBERED)
+    assert "Nothing of these runs is kept. To keep a study's: fanin sweep 01_seed_replay profile=smoke" in done.stdout
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's

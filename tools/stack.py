@@ -46,6 +46,10 @@ DATABASES = ("mlflow", "mlflow_auth", "optuna")
 COMPOSE = shlex.split(os.environ.get("COMPOSE", "docker compose"))  # or podman's
 PROFILES = ("dashboard", "s3", "workers", "ray")
 EVERY = tuple(word for profile in PROFILES for word in ("--profile", profile))  # what a profile started is stopped, too
+# MLflow has none for this, and fanin looks each run up by it. `if not exists`: MLflow's own migrations leave it alone.
+INDEX = (
+    "set client_min_messages = warning; create index if not exists fanin_run on tags (value) where key = 'fanin.run'"
+)
 BUCKET = "s3://artifacts"  # that the service s3 makes
 ARCHIVE = "artifacts.tar"
 FILES = ("python", "/etc/mlflow/artifacts.py")  # deploy/artifacts.py, in the server's container
@@ -141,6 +145,7 @@ def up(*, profiles: Collection[str]) -> None:
         place = values["FANIN_ARTIFACTS"]
         raise StackError(f"FANIN_ARTIFACTS={place} in .env: files are kept there; docs/server.md says how to move them")
     compose(*options({*profiles} - {"workers"}, values), "up", "--detach", "--wait")
+    make_index()
     if {"workers", "ray"} & {*profiles}:
         make_account("sweeper", values["SWEEPER_PASSWORD"], values=values)
     if "workers" in profiles:
@@ -149,6 +154,12 @@ def up(*, profiles: Collection[str]) -> None:
     print(WELCOME.format(port=values["FANIN_PORT"]))
     for profile in sorted({*profiles} & {*STARTED}):
         print(STARTED[profile].format_map(values))
+
+
+def make_index() -> None:
+    """In MLflow's database, whose tables MLflow has made by now. Nothing, if it is there."""
+    psql = ("psql", "--username=mlflow", "--dbname=mlflow", "--no-psqlrc", "--quiet", "--command", INDEX)
+    compose("exec", "-T", "postgres", *psql)
 
 
 def make_account(user: str, password: str, *, values: Mapping[str, str]) -> None:
@@ -188,11 +199,27 @@ def backup(folder: Path) -> None:
     print(f"{folder}: {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.1f} MB")
 
 
+def check_backup(folder: Path | None) -> None:
+    """Raise StackError unless it is the folder of a complete backup."""
+    known = sorted(str(one) for one in Path("backups").glob("*") if not missing_from(one))
+    newest = known[-1] if known else ""
+    if folder is None:
+        raise StackError(f"which backup? make restore FROM={newest or 'backups/... (there is none in backups/ yet)'}")
+    if not folder.is_dir():
+        there = f"the newest in backups/ is {newest}" if newest else "there is none in backups/"
+        raise StackError(f"FROM={folder}: there is no such folder; {there}")
+    if lacks := missing_from(folder):
+        raise StackError(f"FROM={folder} is not a complete backup, it lacks {', '.join(lacks)}")
+
+
+def missing_from(folder: Path) -> list[str]:
+    """What a complete backup has, and this folder has not."""
+    return [name for name in files_of_a_backup() if not (folder / name).is_file()]
+
+
 def restore(folder: Path) -> None:
     """Put the databases back as they were; files that were added since stay, and nothing names them."""
-    missing = [name for name in files_of_a_backup() if not (folder / name).is_file()]
-    if missing:
-        raise StackError(f"FROM={folder} is not a complete backup, it lacks {', '.join(missing)}")
+    check_backup(folder)
     complete_env()
     active = options((), read_env())
     compose("up", "--detach", "--wait", "postgres")
@@ -218,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         profiles = read_profiles(given.profile)
+        if given.action == "restore":
+            check_backup(given.source)
         check_compose()
         if given.action == "up":
             up(profiles=profiles)
@@ -225,8 +254,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             down()
         elif given.action == "backup":
             backup(Path("backups") / time.strftime("%Y%m%d-%H%M%S"))
-        elif given.source is None:
-            raise StackError("which backup? make restore FROM=backups/...")
         else:
             restore(given.source)
     except StackError as error:

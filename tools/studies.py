@@ -4,7 +4,8 @@
     python tools/studies.py 04_he2015_depth          some of them
     python tools/studies.py --list                   the questions in sweeps/
 
-Exit code 0 whatever the verdicts are: they are findings. 1 if a study could not be run.
+Exit code 0 whatever the verdicts are: they are findings. 1 if a study could not be run. The temporary projects are
+removed with their runs; `fanin sweep NAME profile=smoke` keeps them, as the study NAME.smoke.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import yaml
 
 from fanin import spool
 
@@ -40,6 +43,7 @@ def main() -> int:
         texts += [f"\n{name}: {question(SWEEPS / f'{name}.yaml')}", note] if options.verbose and note else []
         failed += [name] if code else []
     print("\n".join(texts))
+    print(f"Nothing of these runs is kept. To keep a study's: fanin sweep {names[0]} profile={options.profile}")
     return 1 if failed else 0
 
 
@@ -53,8 +57,14 @@ def arguments() -> argparse.Namespace:
 
 
 def question(path: Path) -> str:
-    lines = [line[2:] for line in path.read_text().splitlines() if line.startswith("# ") and "@package" not in line]
-    return lines[0] if lines else ""
+    """What the study asks: its `study.question`, else the first comment of its file, else nothing but a hint."""
+    text = path.read_text()
+    try:
+        asked = (yaml.safe_load(text) or {}).get("study", {}).get("question")
+    except (yaml.YAMLError, AttributeError):  # no mapping: the sweep itself will say so
+        asked = None
+    words = (line.lstrip("# ").strip() for line in text.splitlines() if line.startswith("#") and "@package" not in line)
+    return " ".join(str(asked or next(filter(None, words), "(asks nothing: study.question)")).split())
 
 
 def run(name: str, folder: Path, *, profile: str) -> int:

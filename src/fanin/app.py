@@ -270,12 +270,14 @@ def _sync(options: argparse.Namespace) -> int:
     from fanin.tracking import Tracker
 
     with closing(Latecomer(os.environ.get("FANIN_STATE_URI"))) as late:
-        report = sync(Path.cwd(), tracker=Tracker(project=Path.cwd()), guard=late)
+        report = sync(Path.cwd(), tracker=Tracker(project=Path.cwd()), guard=late, twin=late.twin)
     print(f"in MLflow: {report.shipped} studies and runs; still being written: {report.running}")
     for folder in report.ended:
         print(f"  ended as KILLED, its process is gone: {folder.path.name}")
     for why in report.gone.values():
         print(f"  left alone: {why}")
+    if report.files:
+        print(f"  but {report.files} of the runs that ended here got the files that only this machine had")
     for path, why in report.left.items():
         print(f"  not shipped: {path.name}: {why}", file=sys.stderr)
     return FAILED if report.left else DONE

@@ -7,7 +7,7 @@ downloaded.
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,7 +183,6 @@ def _data(composer: Any, name: str, *, wanted: bool) -> Finding:
 
 
 def _tracking(project: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
-    from fanin.shipping import unshipped
     from fanin.tracking import Tracker, sqlite_file
 
     if settings["uri"] == "none":
@@ -195,11 +194,48 @@ def _tracking(project: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(PROBLEM, "tracking", str(error))
         return
     file = sqlite_file(tracker.uri)
-    yield _server(tracker) if file is None else _database(file)
-    studies = [Folder(path.parent) for path in sorted((project / MEMORY).glob("*/run.json"))]
-    left = [folder for study in studies for folder in unshipped(study, uri=tracker.address)]
-    if left:
-        yield Finding(NOTE, "tracking", f"{_count(left, 'run')} not fully in MLflow yet; fanin sync ships them")
+    store = _server(tracker) if file is None else _database(file)
+    yield store
+    answers = store.level != PROBLEM
+    if left := _left(project, tracker.address, lambda run: not answers or _has(tracker, file, run)):
+        are = "run is" if len(left) == 1 else "runs are"
+        names = ", ".join(sorted({folder.study.path.name for folder in left}))
+        text = f"{len(left):,} {are} in {MEMORY}/ and not (completely) in the store: fanin sync ships them ({names})"
+        yield Finding(NOTE, "tracking", text)
+
+
+def _left(project: Path, uri: str, has: Callable[[str], bool]) -> list[Folder]:
+    """The runs, of studies that no living sweep sees to, of which the store has not everything: as shipping remembers
+    it, or all of a study whose own run the store has lost."""
+    from fanin.shipping import unshipped
+
+    left: list[Folder] = []
+    for study in [Folder(path.parent) for path in sorted((project / MEMORY).glob("*/run.json"))]:
+        if study.spool.exists() and is_held(study.spool):
+            continue
+        run = study.shipped(uri).run
+        if run and not has(run):
+            left += [Folder(path.parent) for path in sorted(study.path.glob("runs/*/spool.jsonl"))]
+        else:
+            folders = list(unshipped(study, uri=uri))
+            left += [folder for folder in folders if folder != study] or folders
+    return left
+
+
+def _has(tracker: Any, file: Path | None, run: str) -> bool:
+    """Whether the store has the run; of an SQLite `file`, without MLflow."""
+    from fanin.tracking import TrackingForgot
+
+    if file is None:
+        try:
+            tracker.check(run)
+        except TrackingForgot:
+            return False
+        return True
+    if not file.exists():
+        return False
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+        return connection.execute("select 1 from runs where run_uuid = ?", [run]).fetchone() is not None
 
 
 def _state(address: str | None) -> Iterator[Finding]:

@@ -267,12 +267,20 @@ class SyncReport:
     ended: tuple[Folder, ...]  # whose process was gone, so that they were ended as KILLED
     left: dict[Path, str]  # not in the store -> why
     gone: dict[Path, str] = field(default_factory=dict)  # studies that another machine has taken over -> which
+    files: int = 0  # runs of those that got the files which only we had
 
 
-def sync(project: str | Path, *, tracker: Tracker, guard: Guard | None = None) -> SyncReport:
+def sync(
+    project: str | Path,
+    *,
+    tracker: Tracker,
+    guard: Guard | None = None,
+    twin: Callable[[Folder], str] = lambda run: "",
+) -> SyncReport:
     """Ship everything the project remembers, and end what died without a word; of a shared study only if the
-    `guard` lets us."""
-    shipped, running, ended, left, gone = 0, 0, [], {}, {}
+    `guard` lets us. If not, a run that ended here, and that the new owner of the study has shipped as it is here (its
+    `twin` in MLflow), still gets its files."""
+    shipped, running, ended, left, gone, files = 0, 0, [], {}, {}, 0
     down = ""
     for folder in remembered(Path(project).resolve()):
         try:
@@ -288,6 +296,7 @@ def sync(project: str | Path, *, tracker: Tracker, guard: Guard | None = None) -
             running += 1
         except StudyLost as error:
             gone[folder.study.path] = str(error)
+            files += _bring_files(folder, tracker, twin, left)
         except TrackingDown as error:  # would be down for the next ones, too
             left[folder.path] = down = str(error)
         except TrackingRefused as error:
@@ -295,7 +304,25 @@ def sync(project: str | Path, *, tracker: Tracker, guard: Guard | None = None) -
         else:
             shipped, running = shipped + complete, running + (not complete)
     tracker.settle()
-    return SyncReport(shipped, running, tuple(ended), left, gone)
+    return SyncReport(shipped, running, tuple(ended), left, gone, files)
+
+
+def _bring_files(folder: Folder, tracker: Tracker, twin: Callable[[Folder], str], left: dict[Path, str]) -> bool:
+    """Add the files of a run that has ended to its twin in MLflow, where they replace their likes; what keeps them from
+    it goes to `left`."""
+    if folder == folder.study or not folder.artifacts.exists():
+        return False
+    if not spool.digest(spool.read(folder.spool)[0]).final:
+        return False
+    try:
+        if run := twin(folder):
+            tracker.check(run)
+            tracker.upload(run, folder.artifacts)
+            folder.tidy()
+    except (TrackingDown, TrackingRefused) as error:
+        left[folder.path] = f"its files: {error}"
+        return False
+    return bool(run)
 
 
 def _end_if_dead(folder: Folder) -> bool:

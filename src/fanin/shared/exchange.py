@@ -1,7 +1,7 @@
 """One study's folder and its copy in PostgreSQL, over a session that holds the study. For several threads."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,10 +54,11 @@ class Exchange:
             check(connection, place=self.place)
 
     def put_aside(self, aside: str) -> str:
-        """Keep what there is of the study under another name (`aside`, if no study has it yet), which is returned: the
-        study is begun anew."""
+        """Keep what there is of the study under another name (`aside`, if no study there and no other folder here has
+        it), which is returned: the study is begun anew."""
+        taken = {one.name for one in self.path.parent.glob(f"{self.study}.until-*")} - {aside}
         with self._session() as connection:
-            return hold.put_aside(connection, self.study, self.generation, aside=aside)
+            return hold.put_aside(connection, self.study, self.generation, aside=aside, taken=taken)
 
     def identity(self) -> bytes:
         """The content of study.json as others see it; empty if there is none yet."""
@@ -82,8 +83,14 @@ class Exchange:
             self._mark(self.generation)
 
     def send(self, folders: Iterable[Folder] = ()) -> None:
-        """Copy what is new of these runs and of the study, at once or not at all."""
-        runs = [folder for folder in folders if folder != folder.study]
+        """Copy what is new of these runs and of the study, at once or not at all. A file that cannot be read counts as
+        down: trying again later may work, and nobody's thread ends with it."""
+        try:
+            self._send([folder for folder in folders if folder != folder.study])
+        except OSError as error:
+            raise TrackingDown(f"{error.filename or self.path}: {error.strerror or error}") from error
+
+    def _send(self, runs: Sequence[Folder]) -> None:
         for i in range(0, max(1, len(runs)), BATCH):
             names = [run.path.relative_to(self.path).as_posix() for run in runs[i : i + BATCH]]
             files = [f"{name}/{file}" for name in names for file in (SPEC, SPOOL, SHIPPED)]

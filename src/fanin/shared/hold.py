@@ -10,6 +10,7 @@ import getpass
 import os
 import socket
 import time
+from collections.abc import Collection
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +72,15 @@ def fence(connection: "Connection", study: str, generation: int) -> None:
         raise _lost(connection, study)
 
 
-def put_aside(connection: "Connection", study: str, generation: int, *, aside: str) -> str:
-    """Rename what there is of the study that was taken to `aside`, or to aside-2 and so on if there is such a study;
-    returns the name. Its last owner may still add what it has, and no earlier generation is one of the new study."""
+def put_aside(connection: "Connection", study: str, generation: int, *, aside: str, taken: Collection[str] = ()) -> str:
+    """Rename what there is of the study that was taken to `aside`, or to aside-2 and so on if there is such a study
+    or the name is `taken`; returns the name. Its last owner may still add what it has, and no earlier generation is one
+    of the new study."""
     with connection.transaction():
         fence(connection, study, generation)
         names = chain([aside], (f"{aside}-{i}" for i in count(2)))
-        name = next(name for name in names if connection.execute(TAKEN, [name]).fetchone() is None)
+        free = (name for name in names if name not in taken)
+        name = next(name for name in free if connection.execute(TAKEN, [name]).fetchone() is None)
         connection.execute(ASIDE, [name, study, generation])
         connection.execute(ANEW, [study, generation, myself()])
     return name

@@ -6,6 +6,7 @@ from pathlib import Path
 from fanin.errors import ConfigError
 from fanin.folders import Folder
 from fanin.shared.exchange import Exchange, mark_of
+from fanin.shared.glance import twin
 from fanin.shipping import StudyBusy
 from fanin.tracking import TrackingDown, TrackingRefused
 
@@ -42,6 +43,11 @@ class Latecomer:
         except TrackingDown as error:
             self._refused[study] = TrackingRefused(str(error))
             raise self._refused[study] from error
+
+    def twin(self, folder: Folder) -> str:
+        """MLflow's id of a run that ended here, if the machine that took its study over has shipped it as it is here;
+        else empty. Raises TrackingDown or TrackingRefused."""
+        return twin(self._address, folder) if self._address and mark_of(folder.study.path) else ""
 
     def close(self) -> None:
         for study, exchange in self._exchanges.items():

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -140,10 +141,17 @@ def archive(path: Path) -> Path | None:
     folder.bury()
     if spool.last(folder.spool.path) not in ("", "end"):
         folder.spool.append("end", status="KILLED", reason="its process died", metrics={})
-    aside = path.with_name(f"{path.name}.until-{stamp()}")
+    aside = unused(path.with_name(f"{path.name}.until-{stamp()}"))
     path.rename(aside)
     folder.close()
     return aside
+
+
+def unused(path: Path) -> Path:
+    """The path, or path-2 and so on if there is something of that name already: clocks are put back, and milliseconds
+    are shared."""
+    names = chain([path.name], (f"{path.name}-{i}" for i in count(2)))
+    return next(one for name in names if not (one := path.with_name(name)).exists())
 
 
 def outcome(folder: Path) -> Outcome | None:

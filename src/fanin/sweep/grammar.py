@@ -41,6 +41,7 @@ from fanin.sweep.space import LIMIT, Axis, Space, bare
 from fanin.sweep.structure import condition_axes, order, zip_axes
 
 PARAMS = "hydra.sweeper.params"
+QUOTES = "'\""
 
 
 def parse(
@@ -75,6 +76,17 @@ def parse(
     settled = {bare(o.get_key_element()): _lower_bool(o.get_value_element_as_str()) for o in fixed if not o.is_delete()}
     axes = order(condition_axes(axes, _conditions(when or {}), settled))
     return Space(axes=tuple(axes), fixed=tuple(str(override.input_line) for override in fixed))
+
+
+def check_spelling(overrides: Sequence[str]) -> None:
+    """Refuse the space's keys as Hydra's own: it would take their dots for levels, and their values for a sweep of the
+    sweeper itself. A quoted text for a key without dots is what it takes."""
+    for line in overrides:
+        key, _, value = line.lstrip("+").partition("=")
+        name = key.removeprefix(f"{PARAMS}.")
+        if name != key and ("." in name or value[:1] not in ("'", '"')):
+            right = f"{name}={value.strip(QUOTES)}"
+            raise ConfigError(f"{key}: on the command line a key of the space is written by itself: '{right}'")
 
 
 def _lines(params: Mapping[str, Any]) -> dict[str, str]:

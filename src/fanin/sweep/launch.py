@@ -52,6 +52,7 @@ def multirun(overrides: Sequence[str], options: Options) -> int:
     """Compose fanin's configuration under `overrides` and hand it to the sweeper plugin it names."""
     from hydra._internal.callbacks import Callbacks
 
+    grammar.check_spelling(overrides)
     overrides = with_profile(overrides, sweeps=Path("sweeps"))
     with terminable(), project_loader() as (loader, found):
         with friendly_errors(Composer(loader, config_name=OWN_CONFIG, fixed=found)):
@@ -108,6 +109,7 @@ def project_loader() -> Iterator[tuple[ConfigLoader, list[str]]]:
 
 def single(overrides: Sequence[str], options: Options) -> int:
     """Train the one configuration that `overrides` describe; a sweep among them is refused."""
+    grammar.check_spelling(overrides)
     with terminable(), project_loader() as (loader, found):
         space = grammar.parse(None, overrides=with_profile(overrides, sweeps=Path("sweeps")), loader=loader)
         named = next((line for line in space.fixed if line.startswith("study.name=")), None)

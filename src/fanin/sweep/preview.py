@@ -7,12 +7,15 @@ from typing import Any
 import yaml
 
 from fanin.errors import ConfigError
+from fanin.shared import glance
+from fanin.shared.connection import place_of
 from fanin.sweep import preflight
 from fanin.sweep.checks import call, here
 from fanin.sweep.display import clock, fit, waiting
 from fanin.sweep.folder import outcome
 from fanin.sweep.pool import Pool
 from fanin.sweep.study import Study, Variant, hash_of
+from fanin.tracking import TrackingDown, TrackingRefused
 
 LISTED = 40  # variants
 NAMED = 38  # characters of a name, so that a line has at most 100
@@ -25,8 +28,9 @@ def show_plan(study: Study, variants: Sequence[Variant], pool: Pool, *, project:
     """Print what a sweep would do."""
     grid = study.sampler["name"] == "grid"
     plan = {one.key: one for one in variants}
-    done = runs_done(study, plan, project=project) if grid else 0
-    for label, text in rows(study, plan, done=done):
+    elsewhere, state = shared_state(study)
+    done = len(runs_done(study, plan, project=project) | runs_of(study, plan) & elsewhere) if grid else 0
+    for label, text in [*rows(study, plan, done=done), *state]:
         print(f"{label:<10}{text}", flush=True)
     if grid:
         for line in listing(fly(study, list(plan.values())[:LISTED], pool)):
@@ -99,10 +103,26 @@ def limits(study: Study) -> str:
     return "ends " + " or ".join(given) if given else "ends when every point is tried"
 
 
-def runs_done(study: Study, plan: Mapping[str, Variant], *, project: Path) -> int:
-    folder = study.folder(project) / "runs"
-    ended = (outcome(folder / f"{key}-r{replicate}") for key in plan for replicate in range(study.replicates))
-    return sum(one is not None and one.final for one in ended)
+def runs_of(study: Study, plan: Mapping[str, Variant]) -> frozenset[str]:
+    return frozenset(f"{key}-r{replicate}" for key in plan for replicate in range(study.replicates))
+
+
+def runs_done(study: Study, plan: Mapping[str, Variant], *, project: Path) -> frozenset[str]:
+    """Those for which nothing is left to do, as far as this folder knows."""
+    ended = {key: outcome(study.folder(project) / "runs" / key) for key in runs_of(study, plan)}
+    return frozenset(key for key, one in ended.items() if one is not None and one.final)
+
+
+def shared_state(study: Study) -> tuple[frozenset[str], list[tuple[str, str]]]:
+    """The study's runs that are done according to PostgreSQL, if its state is kept there, and a line about it."""
+    address = study.base.state if study.own else None
+    if address is None:
+        return frozenset(), []
+    try:
+        done = glance.ended(address, study.name)
+    except (TrackingDown, TrackingRefused) as error:
+        return frozenset(), [("state", f"cannot be asked, so that only this folder counts: {error}")]
+    return done, [("state", f"{place_of(address)}: {_count(len(done), 'run')} done there, by all machines together")]
 
 
 def estimate(study: Study, plan: Mapping[str, Variant], pool: Pool, *, done: int) -> str:

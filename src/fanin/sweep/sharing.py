@@ -2,18 +2,19 @@
 and fetched before the first run, kept up to date until the last."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fanin import spool
 from fanin.errors import ConfigError, require
 from fanin.folders import read_json
 from fanin.shared.connection import KEY
-from fanin.shared.copies import SHIPPED, STUDY
+from fanin.shared.copies import SHIPPED, SPOOL, STUDY
 from fanin.shared.exchange import MARK, Exchange, mark_of
 from fanin.shared.keeper import Keeper
-from fanin.sweep.folder import StudyFolder, archive, outcome, stamp
+from fanin.sweep.folder import StudyFolder, archive, stamp
 from fanin.sweep.study import Study
 from fanin.tracking import TrackingDown, TrackingRefused
 
@@ -109,10 +110,8 @@ class Shared:
     def fetch(self, folder: StudyFolder) -> None:
         with understood():
             runs = [folder.run(key) for key in self.exchange.fetch(folder.spool)]
-        if runs:
-            print(f"  {len(runs)} run{'s' * (len(runs) != 1)} of other machines fetched from PostgreSQL")
-        if bare := [run for run in runs if _is_bare(run)]:
-            print(f"  {len(bare)} of them ended before MLflow had their weights and pictures, which are lost")
+        for line in _fetched(runs):
+            print(f"  {line}")
 
     def own(self) -> None:
         """Once the study is admitted: its former owner writes nothing any more."""
@@ -135,10 +134,28 @@ class Shared:
                 mirror.close()
 
 
-def _is_bare(run: Path) -> bool:
-    """Whether it is done, and its machine had not shipped it: its records are here, and its artifacts nowhere."""
-    known = outcome(run)
-    return known is not None and known.final and (read_json(run / SHIPPED) or {}).get("status") in (None, "RUNNING")
+def _fetched(runs: Sequence[Path]) -> Iterator[str]:
+    """What came from other machines, and what of it did not: checkpoints, and files that were not uploaded yet."""
+    if runs:
+        yield f"{len(runs)} run{'s' * (len(runs) != 1)} of other machines fetched from PostgreSQL"
+    spools = {run: spool.read(run / SPOOL)[0] for run in runs}
+    final = {run: spool.digest(records).final for run, records in spools.items()}
+    if bare := [run for run in runs if final[run] and not _is_shipped(run)]:
+        way = "`fanin sync` there adds them"
+        yield f"{len(bare)} of them ended before MLflow had their files, which are on {_hosts(spools, bare)}: {way}"
+    if begun := [run for run in runs if not final[run] and spool.digest(spools[run]).epochs]:
+        way = f"{'is' if len(begun) == 1 else 'are'} trained again from epoch 1"
+        yield f"{len(begun)} of them had not ended; checkpoints are on {_hosts(spools, begun)}, so here it {way}"
+
+
+def _is_shipped(run: Path) -> bool:
+    return (read_json(run / SHIPPED) or {}).get("offset") == (run / SPOOL).stat().st_size
+
+
+def _hosts(spools: Mapping[Path, list[spool.Record]], runs: Sequence[Path]) -> str:
+    """The machines that wrote the runs last."""
+    starts = [[record for record in spools[run] if record["kind"] == "start"][-1] for run in runs]
+    return ", ".join(sorted({record["host"] for record in starts}))
 
 
 def _born(content: bytes) -> Any:

@@ -1,0 +1,63 @@
+"""What PostgreSQL knows of a study, read beside whoever holds it: nothing is taken hold of, and nothing written."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fanin import spool
+from fanin.folders import Folder
+from fanin.shared.connection import connect, place_of, translated
+from fanin.shared.copies import SHIPPED, SPOOL
+from fanin.shared.tables import PRESENT, check
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+
+LAST = """
+select distinct on (file) file, data from fanin_piece where study = %s and file like 'runs/%%/spool.jsonl'
+order by file, start desc
+"""
+DIGEST = "select md5(string_agg(data, ''::bytea order by start)) from fanin_piece where study = %s and file = %s"
+WHOLE = "select data from fanin_piece where study = %s and file = %s"
+
+
+@contextmanager
+def looking(address: str) -> Iterator["Connection | None"]:
+    """A session that only reads; None if nobody has kept a study there yet. Raises ConfigError, TrackingRefused or
+    TrackingDown."""
+    with connect(address) as connection, translated(place_of(address)):
+        (present,) = connection.execute(PRESENT).fetchone() or (False,)
+        if present:
+            check(connection, place=place_of(address))
+        yield connection if present else None
+
+
+def ended(address: str, study: str) -> frozenset[str]:
+    """The keys of the study's runs for which nothing is left to do."""
+    with looking(address) as connection:
+        pieces = connection.execute(LAST, [study]).fetchall() if connection else []
+    return frozenset(Path(file).parts[1] for file, data in pieces if _is_final(bytes(data)))
+
+
+def twin(address: str, run: Folder) -> str:
+    """MLflow's id of the run, if its study's owner has shipped to the end what is in this folder, byte for byte; else
+    empty: it was done again elsewhere, or has not been shipped yet."""
+    study, name = run.study.path.name, run.path.relative_to(run.study.path).as_posix()
+    with looking(address) as connection:
+        if connection is None:
+            return ""
+        digest = connection.execute(DIGEST, [study, f"{name}/{SPOOL}"]).fetchone()
+        shipped = connection.execute(WHOLE, [study, f"{name}/{SHIPPED}"]).fetchone()
+    state = json.loads(bytes(shipped[0])) if shipped else {}
+    here = run.spool.read_bytes()
+    same = digest == (hashlib.md5(here, usedforsecurity=False).hexdigest(),)
+    return str(state["run"]) if same and state.get("offset") == len(here) else ""
+
+
+def _is_final(piece: bytes) -> bool:
+    """Whether the last record of a spool says so."""
+    record = spool.decode(piece.rstrip(b"\n").rpartition(b"\n")[2]) or {}
+    return record.get("kind") == "end" and spool.is_final(record["status"], record.get("reason"))

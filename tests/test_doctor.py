@@ -1,0 +1,67 @@
+"""What `fanin doctor` finds of the project's own records."""
+
+import pytest
+from recorded import make_run, make_study, mlflow_server, new_database, stored, train
+
+from fanin.doctor import NOTE, OK, PROBLEM, _tracking
+from fanin.shipping import ship, sync
+from fanin.spool import Spool
+from fanin.tracking import Tracker
+
+# MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+
+
+def told(project, uri="sqlite:///mlflow.db"):
+    return [(one.level, one.text) for one in _tracking(project, {"uri": uri, "artifacts": None})]
+
+
+def left(count, *studies):
+    are = "run is" if count == 1 else "runs are"
+    names = ", ".join(studies)
+    return (NOTE, f"{count} {are} in .fanin/ and not (completely) in the store: fanin sync ships them ({names})")
+
+
+def test_runs_that_the_store_lacks_are_counted_whether_it_never_had_them_or_lost_them(tmp_path):
+    database = new_database(tmp_path / "mlflow.db")
+    tracker = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
+    study = make_study(tmp_path)
+    first, second = train(make_run(study)), train(make_run(study, replicate=1), last=1, end=None)
+    assert told(tmp_path)[1:] == [left(2, "initializers")]
+    ship(first, tracker=tracker)
+    assert told(tmp_path)[1:] == [left(1, "initializers")]
+    ship(second, tracker=tracker)
+    assert told(tmp_path) == [(OK, f"{database} has 3 runs")]
+    train(second, first=2, last=2)
+    assert told(tmp_path)[1:] == [left(1, "initializers")], "shipped in part"
+    with Spool(study.spool):
+        assert len(told(tmp_path)) == 1, "a living sweep sees to it"
+    ship(second, tracker=tracker)
+
+    for file in tmp_path.glob("mlflow.db*"):
+        file.unlink()
+    assert told(tmp_path)[1:] == [left(2, "initializers")] and not database.exists(), "nothing is made"
+    new_database(database)
+    assert told(tmp_path)[1:] == [left(2, "initializers")]
+    fresh = Tracker(project=tmp_path, uri="sqlite:///mlflow.db")
+    fresh._client._tracking_client.store.engine.dispose()  # connects anew, as another process would
+    assert sync(tmp_path, tracker=fresh).left == {}
+    assert told(tmp_path) == [(OK, f"{database} has 3 runs")]
+    assert len(stored(database)) == len({*stored(database)}) > 8
+
+
+def test_of_a_server_it_asks_for_each_study_and_of_one_that_is_down_it_says_what_waits(tmp_path):
+    new_database(tmp_path / "server.db")
+    with mlflow_server(tmp_path) as uri:
+        tracker = Tracker(project=tmp_path, uri=uri)
+        ship(train(make_run(make_study(tmp_path))), tracker=tracker)
+        assert told(tmp_path, uri) == [(OK, f"{uri} answers")]
+        one = make_study(tmp_path, "another")
+        waiting = train(make_run(one))
+        assert told(tmp_path, uri)[1:] == [left(1, "another")]
+        ship(waiting, tracker=tracker)
+        one.remember(one.shipped(uri).__class__(uri, "0" * 32, one.spool.stat().st_size, "RUNNING"))
+        assert told(tmp_path, uri)[1:] == [left(1, "another")], "the store has no such study any more"
+        train(make_run(one, replicate=1))
+    (level, text), waits = told(tmp_path, uri)
+    assert level == PROBLEM and "start it" in text and waits == left(1, "another")
