@@ -140,7 +140,7 @@ def test_a_search_without_common_points_has_no_pairs_and_says_so():
     found = compared(runs, within=["optimizer.lr"])
     assert (found.differences["n"] == 0).all() and set(found.differences["verdict"]) == {"undecided"}
     assert "share no value of optimizer.lr" in found.notes[-1]
-    assert "undecided pair by pair (no pairs): all" in str(found)
+    assert "sure" not in str(found) and "each alone against he: undecided (no pairs): all" in str(found)
     assert found.best_of["tries"].eq("point").all() and found.best_of["expected"].notna().all()
 
 
@@ -230,6 +230,7 @@ def test_more_levels_need_more_replicates_a_baseline_named_beforehand_fewer():
     said = " ".join(compared(runs_of(nine)).verdict.split())
     assert "over 36 comparisons; 11 could, 9 against a baseline named beforehand" in said
     assert "95 % sure: the best is" in said, "but which ones are not the best is known"
+    assert "(one test of all levels together) each alone against level0, which asks more: undecided (5 repl" in said
     with_baseline = " ".join(compared(runs_of(nine), baseline="level3").verdict.split())
     assert "over 8 comparisons; 9 could)" in with_baseline
 

@@ -118,7 +118,8 @@ def _best_set(comparison: Comparison) -> list[str]:
     if not outside:
         return []
     best = f"the best is {inside}" if levels["best"].sum() == 1 else f"the best is among {inside}"
-    return [f"{percent(comparison.rules.confidence)} sure: {best}; it is not {outside}"]
+    together = " (one test of all levels together)" if len(levels) > 2 else ""
+    return [f"{percent(comparison.rules.confidence)} sure: {best}; it is not {outside}{together}"]
 
 
 def _sentence(row: Any, comparison: Comparison) -> str:
@@ -136,9 +137,11 @@ def _sentence(row: Any, comparison: Comparison) -> str:
 
 
 def _undecided(comparison: Comparison) -> Iterator[str]:
-    """One sentence for all that are undecided for the same reason."""
+    """One sentence for all that are undecided for the same reason. The set above may well leave levels out of which
+    none is: that some level is not the best is less to show than which one it is worse than."""
     table = comparison.differences
-    said = "undecided pair by pair" if len(table) > 1 else "undecided"
+    alone = f"each alone against {name(comparison.reference)}" + ", which asks more" * bool(_best_set(comparison))
+    said = f"{alone}: undecided" if len(table) > 1 else "undecided"
     for why, group in table[table["verdict"] == "undecided"].groupby("why", sort=False):
         levels = "all" if 1 < len(group) == len(table) else _names(group["level"])
         fewer = _with_a_baseline(comparison) if "never" in str(why) else ""

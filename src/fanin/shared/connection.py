@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 KEY = "tracking.state"
 SCHEME = re.compile(r"^postgresql(\+psycopg)?://")
 PATIENCE = 5  # s until a server that does not answer counts as down
+ANSWER = 30.0  # s until one counts as down that does not answer in a session (watch.py)
 # The server must notice within half a minute that we are gone without a word (power, network), for it then gives
 # our hold up; and nothing of ours may hang on it for longer.
 SESSION = {
@@ -57,8 +58,8 @@ def _parts(address: str) -> dict[str, str]:
         raise ConfigError(f"{KEY}: {rule}; in it, %20 is a space, %40 an @, %2F a /") from None
 
 
-def connect(address: str) -> "Connection":
-    """A session of its own, in autocommit. Raises ConfigError, TrackingRefused (a wrong password, no such
+def connect(address: str, *, autocommit: bool = True) -> "Connection":
+    """A session of its own. Raises ConfigError, TrackingRefused (a wrong password, no such
     database) or TrackingDown."""
     parts = _parts(address)
     import psycopg
@@ -67,7 +68,7 @@ def connect(address: str) -> "Connection":
     given = {"application_name": "fanin", "connect_timeout": PATIENCE, **CLIENT, **parts}
     given["options"] = f"{parts.get('options', '')} {options}".strip()
     with translated(place_of(address)):
-        return psycopg.connect(**given, autocommit=True)  # type: ignore[arg-type]
+        return psycopg.connect(**given, autocommit=autocommit)  # type: ignore[arg-type]
 
 
 @contextmanager

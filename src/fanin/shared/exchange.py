@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from fanin.folders import Folder, read_json, write_json
 from fanin.shared import hold
-from fanin.shared.connection import connect, place_of, translated
+from fanin.shared.connection import ANSWER, KEY, connect, place_of, translated
 from fanin.shared.copies import JOURNAL, SHIPPED, SPEC, SPOOL, STUDY, Sender, fetch, listed
 from fanin.shared.tables import check, prepare
+from fanin.shared.watch import Watch
 from fanin.spool import Spool
 from fanin.tracking import TrackingDown, TrackingRefused
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MARK = "shared.json"  # in a study's folder: it is shared, where, and under which generation we had it last
 NOT_OURS = -1  # a generation: the folder has what was fetched, and its sweep was refused then
 BATCH = 50  # runs sent in one transaction
+FETCHED = 600.0  # s for all of a study to come
 
 
 class Exchange:
@@ -33,16 +35,17 @@ class Exchange:
         self.generation = 0
         self.address = address
         self._connection: Connection | None = None
+        self._watch = Watch()
         self._sender: Sender | None = None
         self._using = threading.Lock()
 
     def take(self) -> None:
         """Keep everybody else off the study. Raises ConfigError, naming the owner, if one lives."""
-        self._connection = connect(self.address)
+        connection = self._connect()
         try:
-            with translated(self.place):
-                prepare(self._connection, place=self.place)
-                self.generation = hold.take(self._connection, self.study)
+            with translated(self.place), self._watch.at_most(ANSWER):
+                prepare(connection, place=self.place)
+                self.generation = hold.take(connection, self.study)
         except Exception:
             self._hang_up()
             raise
@@ -69,7 +72,7 @@ class Exchange:
 
     def fetch(self, spool: Spool) -> list[str]:
         """Bring the folder, whose own `spool` is open, up to the copy; returns the keys of the runs that came."""
-        with self._session() as connection:
+        with self._session(FETCHED) as connection:
             there = listed(connection, self.study)
             keys = fetch(connection, self.study, there, folder=self.path, spool=spool)
             self._sender = Sender(self.study, self.path, there, rewritten=(JOURNAL,))
@@ -118,24 +121,36 @@ class Exchange:
             self._using.release()
 
     @contextmanager
-    def _session(self) -> Iterator["Connection"]:
-        """The session that holds the study, made again if it was lost."""
+    def _session(self, seconds: float | None = None) -> Iterator["Connection"]:
+        """The session that holds the study, made again if it was lost; for `seconds` at most."""
         import psycopg
 
+        seconds = seconds or ANSWER
         with self._using, translated(self.place):
             try:
-                if self._connection is None:
-                    self._connection = connect(self.address)
-                    hold.retake(self._connection, self.study, self.generation)
-                yield self._connection
-            except (psycopg.Error, TrackingDown, TrackingRefused):
+                anew = self._connection is None
+                connection = self._connection or self._connect()
+                with self._watch.at_most(seconds):
+                    if anew:
+                        hold.retake(connection, self.study, self.generation)
+                    yield connection
+            except (psycopg.Error, TrackingDown, TrackingRefused) as error:
+                silent = self._watch.fired
                 self._hang_up()
+                if silent:
+                    raise TrackingDown(f"{KEY}: {self.place}: no answer for {seconds:.0f} s") from error
                 raise
+
+    def _connect(self) -> "Connection":
+        self._connection, self._watch = connect(self.address), Watch()
+        self._watch.add(self._connection)
+        return self._connection
 
     def _mark(self, generation: int) -> None:
         write_json(self.path / MARK, {"place": self.place, "generation": generation})
 
     def _hang_up(self) -> None:
+        self._watch.close()
         if self._connection is not None:
             self._connection.close()
         self._connection = None

@@ -13,9 +13,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from fanin.shared.connection import CLIENT, PATIENCE, SCHEME
+from fanin.shared.connection import ANSWER, SCHEME, connect
+from fanin.shared.watch import Watch
 from fanin.sweep.journal import ASKED
 from fanin.sweep.search import GIVEN
+from fanin.tracking import TrackingDown
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +28,10 @@ class Mirror:
     """Of the `study` in the database at `address` (tracking.state)."""
 
     def __init__(self, study: optuna.Study, *, address: str) -> None:
-        self._study, self._address = study, SCHEME.sub("postgresql+psycopg://", address)
+        self._study, self._address = study, address
+        self._url = SCHEME.sub("postgresql+psycopg://", address)
         self._storage: Any = None
+        self._watch = Watch()
         self._there: list[FrozenTrial] = []  # the trials as we last wrote them
         self._id = -1
         self._off = False
@@ -38,10 +42,11 @@ class Mirror:
         if self._off:
             return
         try:
-            self._open()
-            for trial in drawn(self._study.get_trials(deepcopy=False)):
-                self._write(trial)
-        except (OperationalError, StorageInternalError, KeyError):  # KeyError: Optuna does not find the study
+            with self._watch.at_most(ANSWER):
+                self._open()
+                for trial in drawn(self._study.get_trials(deepcopy=False)):
+                    self._write(trial)
+        except (TrackingDown, OperationalError, StorageInternalError, KeyError):  # KeyError: Optuna finds no such study
             self.close()
         except (SQLAlchemyError, RuntimeError) as error:
             self._off = True
@@ -49,6 +54,8 @@ class Mirror:
             log.warning("optuna-dashboard will not show this search as it goes on: %s", str(error).splitlines()[0])
 
     def close(self) -> None:
+        self._watch.close()
+        self._watch = Watch()
         if self._storage is not None:
             self._storage.remove_session()
             self._storage.engine.dispose()
@@ -57,8 +64,8 @@ class Mirror:
     def _open(self) -> None:
         if self._storage is not None:
             return
-        options = {"pool_size": 1, "max_overflow": 4, "connect_args": {"connect_timeout": PATIENCE, **CLIENT}}
-        self._storage = optuna.storages.RDBStorage(self._address, engine_kwargs=options)
+        options = {"pool_size": 1, "max_overflow": 4, "creator": self._connect}
+        self._storage = optuna.storages.RDBStorage(self._url, engine_kwargs=options)
         name = self._study.study_name
         known = {one.study_name: one for one in self._storage.get_all_studies()}
         if name in known:
@@ -72,6 +79,11 @@ class Mirror:
         self._id = self._storage.create_new_study(self._study.directions, name)
         self._storage.set_study_user_attr(self._id, MARK, True)
         self._there = []
+
+    def _connect(self) -> Any:
+        connection = connect(self._address, autocommit=False)
+        self._watch.add(connection)
+        return connection
 
     def _write(self, trial: FrozenTrial) -> None:
         """Raises UpdateFinishedTrialError (a RuntimeError) if somebody else has ended it there."""
