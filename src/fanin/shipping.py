@@ -280,7 +280,8 @@ def sync(
     """Ship everything the project remembers, and end what died without a word; of a shared study only if the
     `guard` lets us. If not, a run that ended here, and that the new owner of the study has shipped as it is here (its
     `twin` in MLflow), still gets its files."""
-    shipped, running, ended, left, gone, files = 0, 0, [], {}, {}, 0
+    left: dict[Path, str] = {}
+    shipped, running, ended, gone, files = 0, 0, [], {}, 0
     down = ""
     for folder in remembered(Path(project).resolve()):
         try:
