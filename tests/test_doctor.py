@@ -1,7 +1,8 @@
 """What `fanin doctor` finds of the project's own records."""
 
 import pytest
-from recorded import make_run, make_study, mlflow_server, new_database, stored, train
+from recorded import make_run, make_study, new_database, stored, train
+from servers import mlflow_server
 
 from fanin.doctor import NOTE, OK, PROBLEM, _tracking
 from fanin.shipping import ship, sync
