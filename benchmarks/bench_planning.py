@@ -1,9 +1,8 @@
 """Planning and scheduling (ask, compose, dispatch, collect, tell): under 50 ms a trial, flat to 2,000 trials.
 
 The real coordinator, plan, journal and pool, with a worker that answers at once; no training and no MLflow.
-CPU time of the coordinator. Optuna's TPE goes through all earlier trials at every ask (at 2,000 of them 20 to 30
-ms), so a search as a whole is not flat: its ratio is printed, too. What is bound to be flat is ours, and the
-bound in seconds holds with the sampler.
+CPU time of the coordinator, Optuna's sampler included; how much of it is the sampler's is printed, too. (The first
+ten trials of TPE are drawn at random, which costs almost nothing: its models have to fit in what "flat" allows.)
 
     python benchmarks/bench_planning.py [--trials 10,2000]
 """
@@ -59,10 +58,10 @@ def main() -> int:
             for trials, (ours, optunas) in ((few, short), (many, long)):
                 print(f"{sampler}, {trials} trials: {1000 * ours:.1f} CPU ms a trial", end="")
                 print(f" + {1000 * optunas:.1f} in Optuna's sampler", flush=True)
-            print(f"{sampler}, {many} / {few} trials with Optuna's sampler: {sum(long) / sum(short):.2f}x", flush=True)
+            print(f"{sampler}, {many} / {few} trials without Optuna's sampler: {long[0] / short[0]:.2f}x", flush=True)
             figures += [
                 Figure(f"planning a trial, {sampler}, {many} trials", sum(long), " CPU s", most=BOUND),
-                Figure(f"planning, {sampler}, {many} / {few} trials", long[0] / short[0], "x", most=FLAT),
+                Figure(f"planning, {sampler}, {many} / {few} trials", sum(long) / sum(short), "x", most=FLAT),
             ]
     return judge(figures)
 

@@ -80,8 +80,10 @@ def study_of(arguments: Sequence[str], *, sampler: str = "grid", trials: int | N
     from fanin.sweep.folder import StudyFolder
     from fanin.sweep.reading import Settings, read_study
     from fanin.sweep.study import Budget
+    from hydra_plugins.fanin_sweeper.config import SAMPLERS
 
-    settings = Settings(None, {"name": sampler}, None, Budget(trials=trials))
+    given = {option: value for option, value in SAMPLERS[sampler].items() if value is not None}
+    settings = Settings(None, {"name": sampler, **given}, None, Budget(trials=trials))
     with launch.project_loader() as (loader, found):
         study = read_study(loader, config_name="config", hydra_overrides=found, arguments=arguments, settings=settings)
         folder = StudyFolder(Path(".fanin") / study.name)

@@ -9,13 +9,14 @@ storage.
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
 
 from fanin.errors import ConfigError, require
+from fanin.sweep.excerpt import Excerpt, Excerpts, ExcerptSampler
 from fanin.sweep.options import check_options
 from fanin.sweep.space import Space
 
@@ -30,6 +31,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "multivariate": bool,
         "group": bool,
         "constant_liar": bool,
+        "window": int,
     },
     "gp": {"n_startup_trials": int, "deterministic_objective": bool},
     "cmaes": {
@@ -61,8 +63,9 @@ def trial_seed(seed: int, number: int) -> int:
 
 def check_sampler(sampler: Mapping[str, Any], space: Space, *, objectives: int, seed: int) -> None:
     """Refuse (ConfigError) options that do not exist and a sampler that cannot search this space."""
-    check_options(KEY, sampler, OPTIONS)
-    name = sampler["name"]
+    name, options = sampler["name"], check_options(KEY, sampler, OPTIONS)
+    rule = "must be at least 1 (the most recent trials that TPE looks at, beside the best), or null: all of them"
+    require(options.get("window", 1) >= 1, f"{KEY}.window", rule, options.get("window"))
     if name not in CONDITIONAL:
         axis = next((axis for axis in space.axes if axis.when), None)
         rule = f"{name} needs every axis in every trial; use hydra/sweeper=tpe, or drop the condition of"
@@ -86,15 +89,33 @@ def _check_cmaes(space: Space, *, objectives: int) -> None:
     require(len(wide) >= 2, KEY, "cmaes needs at least two axes (the covariance of one is no news); use tpe", wide)
 
 
-def build_sampler(sampler: Mapping[str, Any], space: Space, *, objectives: int, seed: int, number: int) -> BaseSampler:
-    """The sampler for trial `number`."""
+def excerpts_for(sampler: Mapping[str, Any], *, directions: Sequence[str]) -> Excerpts | None:
+    """What shortens the history for this sampler: for TPE with a `window`. Several objectives have no such few best (a
+    front grows), so they keep all of it."""
+    options = check_options(KEY, sampler, OPTIONS)
+    if "window" not in options or len(directions) > 1:
+        return None
+    started = options.get("n_startup_trials", 0)  # of fewer trials no model would ever be made
+    return Excerpts(max(options["window"], started), direction=directions[0])
+
+
+def build_sampler(
+    sampler: Mapping[str, Any],
+    space: Space,
+    *,
+    objectives: int,
+    seed: int,
+    number: int,
+    excerpt: Excerpt | None = None,
+) -> BaseSampler:
+    """The sampler for trial `number`; TPE sees the `excerpt` of the history, or all of it."""
     name, options = sampler["name"], check_options(KEY, sampler, OPTIONS)
     own = trial_seed(seed, number)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         try:
             if name == "tpe":
-                return _tpe(options, space, objectives=objectives, seed=own)
+                return _tpe(options, space, objectives=objectives, seed=own, excerpt=excerpt)
             if name == "gp":
                 return optuna.samplers.GPSampler(seed=own, warn_independent_sampling=False, **options)
             if name == "cmaes":
@@ -108,11 +129,15 @@ def build_sampler(sampler: Mapping[str, Any], space: Space, *, objectives: int, 
     return optuna.samplers.RandomSampler(seed=own)
 
 
-def _tpe(options: Mapping[str, Any], space: Space, *, objectives: int, seed: int) -> BaseSampler:
+def _tpe(
+    options: Mapping[str, Any], space: Space, *, objectives: int, seed: int, excerpt: Excerpt | None
+) -> BaseSampler:
     """With conditions, one multivariate model for each group of axes that occur together (`group`), as Optuna
     recommends; several objectives are modelled axis by axis, which needs no groups."""
     group = space.conditional and objectives == 1 and options.get("multivariate") is not False
-    return optuna.samplers.TPESampler(seed=seed, **{"group": group, **options})
+    given = {"group": group, **options, "seed": seed}
+    given.pop("window", None)  # that is the excerpt's
+    return optuna.samplers.TPESampler(**given) if excerpt is None else ExcerptSampler(excerpt, **given)
 
 
 def _qmc(options: Mapping[str, Any], *, seed: int, own: int) -> BaseSampler:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from fanin.sweep.journal import ASKED, best_points, open_study
 from fanin.sweep.parameters import distribution, distributions, every, params_of, pick, suggest, values_of
 from fanin.sweep.pruners import build_pruner
-from fanin.sweep.samplers import build_sampler, check_sampler, trial_seed
+from fanin.sweep.samplers import build_sampler, check_sampler, excerpts_for, trial_seed
 from fanin.sweep.space import LIMIT, Space
 from fanin.sweep.trial import Trial, pareto_front
 
@@ -64,6 +64,7 @@ class Search:
         self.space, self.seed = space, seed
         self.sampler, self.directions = dict(sampler), tuple(directions)
         check_sampler(sampler, space, objectives=len(self.directions), seed=seed)
+        self._excerpts = excerpts_for(sampler, directions=self.directions)
         judge = build_pruner(pruner, steps=steps, replicates=replicates, objectives=len(self.directions))
         self._by_replicates = isinstance(judge, optuna.pruners.WilcoxonPruner)
         described = {axis.name: axis.text for axis in space.axes}
@@ -167,14 +168,22 @@ class Search:
         """A new trial, filled from the queue and by the sampler."""
         trials = self._frozen()
         number = next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
-        self.study.sampler = self._sampler(number)
+        self.study.sampler = self._sampler(number, trials)
         trial = self.study.ask()
         suggest(trial, self.space)
         trial.set_user_attr(ASKED, True)  # without it, the next opening of the journal undoes the draw
         return self._trial(self._storage.get_trial(self._trial_id(trial.number)))
 
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        return build_sampler(self.sampler, self.space, objectives=len(self.directions), seed=self.seed, number=number)
+    def _sampler(self, number: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+        excerpt = self._excerpts.of(trials) if self._excerpts else None
+        return build_sampler(
+            self.sampler,
+            self.space,
+            objectives=len(self.directions),
+            seed=self.seed,
+            number=number,
+            excerpt=excerpt,
+        )
 
     def _add(self, params: Mapping[str, Any]) -> Trial:
         """A running trial at exactly these parameters."""

@@ -1,0 +1,129 @@
+"""TPE on an excerpt of a long history: its cost no longer grows with the number of trials.
+
+Optuna's TPE goes through all earlier trials, in Python, at every ask. What it makes of them is two densities: one of
+the best few (`BELOW` at most, however many there are), one of all others, in which the older ones weigh less. So an
+excerpt takes little away: the best trials by Optuna's own order, the most recent `window` of the others, and all that
+are running. Up to `window` + `BELOW` finished trials the excerpt is the history and every draw is Optuna's own. Which
+axes all trials have in common is known of the whole history.
+
+The excerpt is a function of the finished trials, not of the order in which they ended or were looked at, so a search
+that is resumed draws what the uninterrupted one would have drawn.
+
+Bergstra et al., Algorithms for Hyper-Parameter Optimization (2011); Bergstra et al., Making a Science of Model Search
+(2013), for the weights that fall with age.
+"""
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.samplers import TPESampler
+from optuna.samplers._tpe.sampler import default_gamma
+from optuna.trial import FrozenTrial, TrialState
+
+BELOW = 25  # default_gamma goes no higher
+
+Rank = tuple[int, float, float, int]  # the lower the better; a trial's number comes last
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """The trials that TPE is shown, in order of their numbers; of all finished ones: their count, and the axes that
+    they have in common."""
+
+    trials: Sequence[FrozenTrial]
+    finished: int
+    common: Mapping[str, BaseDistribution]
+
+
+class Excerpts:
+    """The excerpt of a growing history; each trial that has ended is looked at once."""
+
+    def __init__(self, window: int, *, direction: str) -> None:
+        self.window, self._sign = window, 1.0 if direction == "minimize" else -1.0
+        self._best: list[Rank] = []
+        self._recent: list[int] = []  # numbers of the others, ascending
+        self._open: list[int] = []  # numbers of those that had not ended
+        self._seen = self._finished = 0
+        self._common: dict[str, BaseDistribution] = {}
+
+    def of(self, trials: Sequence[FrozenTrial]) -> Excerpt:
+        """Of all `trials` of the study: the same ones as last time, and those since."""
+        fresh = [*(trials[number] for number in self._open), *trials[self._seen :]]
+        self._seen = len(trials)
+        self._open = [trial.number for trial in fresh if not trial.state.is_finished()]
+        for trial in fresh:
+            if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
+                self._take_in(trial)
+        shown = sorted([*(rank[-1] for rank in self._best), *self._recent, *self._open])
+        return Excerpt([trials[number] for number in shown], self._finished, self._common)
+
+    def _take_in(self, trial: FrozenTrial) -> None:
+        """What leaves the best has `BELOW` better ones for good, and what leaves the recent `window` more recent ones:
+        neither comes back, whatever is taken in later."""
+        kinds = trial.distributions
+        common = self._common.items() if self._finished else kinds.items()
+        self._common = {name: kind for name, kind in common if kinds.get(name) == kind}
+        self._finished += 1
+        bisect.insort(self._best, _rank(trial, self._sign))
+        if len(self._best) > BELOW:
+            bisect.insort(self._recent, self._best.pop()[-1])
+        if len(self._recent) > self.window:
+            del self._recent[0]
+
+
+def _rank(trial: FrozenTrial, sign: float) -> Rank:
+    """Optuna's order: complete trials by their value, then pruned ones, those that came further first, by their last
+    value; those that reported nothing last; ties by number."""
+    if trial.state == TrialState.COMPLETE:
+        return 0, sign * cast(float, trial.value), 0.0, trial.number
+    if not trial.intermediate_values:
+        return 1, 1.0, 0.0, trial.number
+    step, value = max(trial.intermediate_values.items())
+    return 1, -step, math.inf if math.isnan(value) else sign * value, trial.number
+
+
+class ExcerptSampler(TPESampler):
+    """TPE that takes an excerpt for the whole history. It knows the number of all finished trials, on which it depends
+    how many count as the best."""
+
+    def __init__(self, excerpt: Excerpt, **options: Any) -> None:
+        super().__init__(**options)
+        self._excerpt = excerpt
+        self._gamma = lambda _: default_gamma(excerpt.finished)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        if self._group or not self._is_multivariate(study):
+            return super().infer_relative_search_space(self._shown(study), trial)
+        return {name: kind for name, kind in sorted(self._excerpt.common.items()) if not kind.single()}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return super().sample_relative(self._shown(study), trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return super().sample_independent(self._shown(study), trial, param_name, param_distribution)
+
+    def _shown(self, study: optuna.Study) -> optuna.Study:
+        return cast(optuna.Study, _Shown(study, self._excerpt.trials))
+
+
+class _Shown:
+    """The study, except that it has fewer trials. (Optuna's Hyperband shows samplers a part of a study likewise.)"""
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._whole, self._trials = study, trials
+
+    def _get_trials(self, deepcopy: bool = True, states: Any = None, use_cache: bool = False) -> list[FrozenTrial]:
+        assert not deepcopy, "TPE only looks at them"
+        return [trial for trial in self._trials if states is None or trial.state in states]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._whole, name)
