@@ -17,6 +17,7 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import optuna
@@ -26,8 +27,6 @@ from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import FrozenTrial, TrialState
 
 BELOW = 25  # default_gamma goes no higher
-
-Rank = tuple[int, float, float, int]  # the lower the better; a trial's number comes last
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,28 @@ class Excerpts:
 
     def __init__(self, window: int, *, direction: str) -> None:
         self.window, self._sign = window, 1.0 if direction == "minimize" else -1.0
-        self._best: list[Rank] = []
-        self._recent: list[int] = []  # numbers of the others, ascending
-        self._open: list[int] = []  # numbers of those that had not ended
+        self._best: list[FrozenTrial] = []  # in Optuna's order
+        self._recent: list[FrozenTrial] = []  # of the others, by number
+        self._open: set[int] = set()  # the trials that had not ended
         self._seen = self._finished = 0
         self._common: dict[str, BaseDistribution] = {}
 
+    @property
+    def start(self) -> int:
+        """The first trial that had not ended last time."""
+        return min(self._open, default=self._seen)
+
     def of(self, trials: Sequence[FrozenTrial]) -> Excerpt:
-        """Of all `trials` of the study: the same ones as last time, and those since."""
-        fresh = [*(trials[number] for number in self._open), *trials[self._seen :]]
-        self._seen = len(trials)
-        self._open = [trial.number for trial in fresh if not trial.state.is_finished()]
+        """With all `trials` of the study from `start` on, in order of their numbers."""
+        fresh = [trial for trial in trials if trial.number >= self._seen or trial.number in self._open]
         for trial in fresh:
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 self._take_in(trial)
-        shown = sorted([*(rank[-1] for rank in self._best), *self._recent, *self._open])
-        return Excerpt([trials[number] for number in shown], self._finished, self._common)
+        running = [trial for trial in fresh if not trial.state.is_finished()]
+        self._open = {trial.number for trial in running}
+        self._seen = max(self._seen, *(trial.number + 1 for trial in fresh), 0)
+        shown = sorted([*self._best, *self._recent, *running], key=_number)
+        return Excerpt(shown, self._finished, self._common)
 
     def _take_in(self, trial: FrozenTrial) -> None:
         """What leaves the best has `BELOW` better ones for good, and what leaves the recent `window` more recent ones:
@@ -69,14 +74,18 @@ class Excerpts:
         common = self._common.items() if self._finished else kinds.items()
         self._common = {name: kind for name, kind in common if kinds.get(name) == kind}
         self._finished += 1
-        bisect.insort(self._best, _rank(trial, self._sign))
+        bisect.insort(self._best, trial, key=partial(_rank, sign=self._sign))
         if len(self._best) > BELOW:
-            bisect.insort(self._recent, self._best.pop()[-1])
+            bisect.insort(self._recent, self._best.pop(), key=_number)
         if len(self._recent) > self.window:
             del self._recent[0]
 
 
-def _rank(trial: FrozenTrial, sign: float) -> Rank:
+def _number(trial: FrozenTrial) -> int:
+    return trial.number
+
+
+def _rank(trial: FrozenTrial, *, sign: float) -> tuple[float, ...]:
     """Optuna's order: complete trials by their value, then pruned ones, those that came further first, by their last
     value; those that reported nothing last; ties by number."""
     if trial.state == TrialState.COMPLETE:

@@ -6,11 +6,13 @@ process, and `sync` makes a finished trial survive a power cut. The format is Op
 and `optuna.load_study` read the file as it is.
 """
 
+import copy
+import itertools
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,42 @@ class Journal(JournalFileBackend):
             os.close(descriptor)
 
 
+class Storage(JournalStorage):
+    """A journal's trials without going through all of them. Optuna does, at every ask, to find those that wait; but
+    what has ended never changes, so the first ones that have are passed over."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal)
+        self._ended: dict[int, int] = {}  # study -> how many of its first trials have ended
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        if states is None or any(state in states for state in TrialState if state.is_finished()):
+            return super().get_all_trials(study_id, deepcopy=deepcopy, states=states)
+        found = [trial for trial in self.unended(study_id) if trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
+
+    def unended(self, study_id: int) -> list[FrozenTrial]:
+        """The trials from the first that has not ended on."""
+        trials = self.since(study_id, self._ended.get(study_id, 0))
+        ended = sum(1 for _ in itertools.takewhile(lambda trial: trial.state.is_finished(), trials))
+        self._ended[study_id] = self._ended.get(study_id, 0) + ended
+        return trials[ended:]
+
+    def since(self, study_id: int, number: int) -> list[FrozenTrial]:
+        """The trials from that number on."""
+        with self._thread_lock:
+            self._sync_with_backend()
+            replayed = self._replay_result
+            return [replayed._trials[trial] for trial in replayed._study_id_to_trial_ids[study_id][number:]]
+
+    def count(self, study_id: int) -> int:
+        with self._thread_lock:
+            self._sync_with_backend()
+            return len(self._replay_result._study_id_to_trial_ids[study_id])
+
+
 def open_study(
     path: Path,
     name: str,
@@ -77,11 +115,11 @@ def open_study(
     space: Mapping[str, str],
     kinds: Mapping[str, BaseDistribution],
     extend: bool,
-) -> tuple[optuna.Study, Journal]:
+) -> tuple[optuna.Study, Storage, Journal]:
     """Open or create the study `name`. `space` describes its axes (name -> text), `kinds` are their
     distributions. A study of another space is taken over with `extend`, else refused (ConfigError), like
     another direction."""
-    study, journal = _load(path, name, directions)
+    study, storage, journal = _load(path, name, directions)
     found = [direction.name.lower() for direction in study.directions]
     require(
         found == list(directions),
@@ -98,19 +136,19 @@ def open_study(
                 "with --extend, or start again with --new"
             )
         rewrite(path, name, kinds)
-        study, journal = _load(path, name, directions)
+        study, storage, journal = _load(path, name, directions)
     if before != dict(space):
         study.set_user_attr(SPACE, dict(space))
-    return study, journal
+    return study, storage, journal
 
 
-def _load(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.Study, Journal]:
+def _load(path: Path, name: str, directions: Sequence[str]) -> tuple[optuna.Study, Storage, Journal]:
     journal = Journal(path)
-    storage = JournalStorage(journal)
+    storage = Storage(journal)
     if name in [study.study_name for study in storage.get_all_studies()]:
-        return optuna.load_study(study_name=name, storage=storage), journal
+        return optuna.load_study(study_name=name, storage=storage), storage, journal
     kinds = [StudyDirection[direction.upper()] for direction in directions]
-    return optuna.create_study(study_name=name, storage=storage, directions=kinds), journal
+    return optuna.create_study(study_name=name, storage=storage, directions=kinds), storage, journal
 
 
 def repair(path: Path) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from fanin.sweep.excerpt import Excerpt
 from fanin.sweep.journal import ASKED, best_points, open_study
 from fanin.sweep.parameters import distribution, distributions, every, params_of, pick, suggest, values_of
 from fanin.sweep.pruners import build_pruner
@@ -68,7 +69,7 @@ class Search:
         judge = build_pruner(pruner, steps=steps, replicates=replicates, objectives=len(self.directions))
         self._by_replicates = isinstance(judge, optuna.pruners.WilcoxonPruner)
         described = {axis.name: axis.text for axis in space.axes}
-        self.study, self._journal = open_study(
+        self.study, self._storage, self._journal = open_study(
             storage,
             name,
             directions=self.directions,
@@ -77,7 +78,6 @@ class Search:
             extend=extend,
         )
         self.study.pruner = judge or optuna.pruners.NopPruner()
-        self._storage = self.study._storage
         self._study_id = self._storage.get_study_id_from_name(name)
         self._known: dict[frozenset[tuple[str, str]], int] = {}
         if (trial_id := self._journal.undecided) is not None:
@@ -166,24 +166,29 @@ class Search:
 
     def _draw(self) -> Trial:
         """A new trial, filled from the queue and by the sampler."""
-        trials = self._frozen()
-        number = next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
-        self.study.sampler = self._sampler(number, trials)
+        self.study.sampler = self._sampler()
         trial = self.study.ask()
         suggest(trial, self.space)
         trial.set_user_attr(ASKED, True)  # without it, the next opening of the journal undoes the draw
         return self._trial(self._storage.get_trial(self._trial_id(trial.number)))
 
-    def _sampler(self, number: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
-        excerpt = self._excerpts.of(trials) if self._excerpts else None
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        """Of the next trial: the first in the queue, or a new one."""
+        waiting = self._frozen(TrialState.WAITING)
         return build_sampler(
             self.sampler,
             self.space,
             objectives=len(self.directions),
             seed=self.seed,
-            number=number,
-            excerpt=excerpt,
+            number=waiting[0].number if waiting else self._storage.count(self._study_id),
+            excerpt=self._excerpt(),
         )
+
+    def _excerpt(self) -> Excerpt | None:
+        """What the sampler is shown of the trials; None for all of them."""
+        if self._excerpts is None:
+            return None
+        return self._excerpts.of(self._storage.since(self._study_id, self._excerpts.start))
 
     def _add(self, params: Mapping[str, Any]) -> Trial:
         """A running trial at exactly these parameters."""

@@ -17,7 +17,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "random": {},
     "tpe": {
         **dict.fromkeys(["n_startup_trials", "n_ei_candidates", "multivariate", "group", "constant_liar"]),
-        "window": 100,
+        "window": 200,
     },
     "gp": dict.fromkeys(["n_startup_trials", "deterministic_objective"]),
     "cmaes": dict.fromkeys(
