@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench_search import PENALTIES
-from figures import Figure, judge
 
 from fanin.sweep.grammar import parse
 from fanin.sweep.search import Search
@@ -45,7 +44,6 @@ SPACES = {
     },
 }
 NOISE = 0.01  # standard deviation of the error of a training, between seeds
-WORSE = 1.25  # of two median regrets: with 20 seeds, what two halves of the same window's seeds differ by
 
 
 def branin(point: Mapping[str, str]) -> float:
@@ -75,7 +73,7 @@ def noisy(point: Mapping[str, str]) -> float:
 FUNCTIONS = {"branin": (branin, 0.0), "hartmann": (hartmann, 0.0), "noisy": (noisy, NOISE)}
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--windows", default="0,100,200")
     parser.add_argument("--seeds", default="10", help="how many, or FIRST:END")
@@ -85,23 +83,18 @@ def main() -> int:
     windows = [int(window) for window in options.windows.split(",")]
     first, _, end = options.seeds.rpartition(":")
     seeds = range(int(first or 0), int(end))
-    figures = []
     for name in options.functions.split(","):
         found = {window: [regret(name, window, seed, options.trials) for seed in seeds] for window in windows}
         for window, regrets in found.items():
-            figures += compare(name, window, regrets, found[windows[0]])
-    return judge(figures)
+            compare(name, window, regrets, found[windows[0]])
 
 
-def compare(name: str, window: int, regrets: list[float], whole: list[float]) -> list[Figure]:
+def compare(name: str, window: int, regrets: list[float], whole: list[float]) -> None:
     low, median, high = statistics.quantiles(regrets, n=4)
     print(f"{name}, window {window or 'of all'}: median regret {median:.3g} (quartiles {low:.3g}, {high:.3g})", end="")
     less, more = (sum(sign * (a - b) > 0 for a, b in zip(whole, regrets, strict=True)) for sign in (1, -1))
-    print(f"; less in {less}, more in {more} of {len(regrets)} seeds", flush=True)
-    if regrets is whole:
-        return []
     ratio = median / statistics.median(whole)
-    return [Figure(f"regret with a window of {window} / of all, {name}", ratio, "x", most=WORSE)]
+    print(f", {ratio:.2f}x; less in {less}, more in {more} of {len(regrets)} seeds", flush=True)
 
 
 def regret(name: str, window: int, seed: int, trials: int) -> float:
@@ -125,4 +118,4 @@ def regret(name: str, window: int, seed: int, trials: int) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()
