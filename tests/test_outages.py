@@ -25,6 +25,7 @@ from processes import (
 )
 from recorded import copy_database, make_run, make_study, new_database, stored, stored_runs, train, wait_until
 from servers import flaky_server, free_port, mlflow_server
+from wire import wire
 
 import fanin
 from fanin import spool
@@ -379,6 +380,51 @@ def test_without_a_server_a_sweep_ends_well_says_so_and_sync_brings_everything_l
     assert "`fanin sync` ships the rest" in command.output
     monkeypatch.chdir(project)
     with mlflow_server(project, port=port) as uri:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        assert main(["sync"]) == 0
+    at_server(project)
+    all_is_there(project)
+
+
+@pytest.mark.slow
+def test_a_network_that_swallows_everything_costs_no_point_and_no_second_of_training(project, launch):
+    """Connections stay open and are taken, nothing comes through, and nobody is told."""
+    write_study(project, epochs=100)
+    new_database(project / "server.db")
+    (project / "slow").touch()
+    with mlflow_server(project) as server, wire(int(server.rpartition(":")[2])) as network:
+        command = launch("sweep", "faults", *SLOW, f"tracking.uri=http://127.0.0.1:{network.port}")
+        training(project, command, epochs=20)
+        with network.cut():
+            cut = time.time()
+            command.wait_for("tracking is down")
+            training(project, command, epochs=40)
+            mended = time.time()
+        command.wait_for("tracking is back")
+        (project / "slow").unlink()
+        assert command.end() == 0, command.output
+    assert "not fully in MLflow" not in command.output
+    (said,) = {line for line in command.output.splitlines() if "tracking is down" in line}
+    assert "timed out" in said
+    at_server(project)
+    assert len(all_is_there(project)) >= 4 * 101 * 4
+    assert max(pauses(project, since=cut, until=mended)) < 1 + max(pauses(project, until=cut))
+
+
+@pytest.mark.slow
+def test_behind_a_network_that_swallows_everything_from_the_beginning_a_sweep_ends_well_and_sync_brings_all(
+    project, launch, monkeypatch
+):
+    write_study(project)
+    new_database(project / "server.db")
+    with mlflow_server(project) as server, wire(int(server.rpartition(":")[2])) as network:
+        uri = f"http://127.0.0.1:{network.port}"
+        with network.cut():
+            command = launch("sweep", "faults", *SLOW, f"tracking.uri={uri}")
+            assert command.end() == 0, command.output
+        assert "fanin: the runs stay here until tracking is back: " in command.output
+        assert "5 runs are not fully in MLflow yet (tracking is down" in command.output
+        monkeypatch.chdir(project)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         assert main(["sync"]) == 0
     at_server(project)

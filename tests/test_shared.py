@@ -19,6 +19,7 @@ from processes import Command, curves, epochs_of, leaderboard, open_runs, pauses
 from recorded import make_run, new_database, stored, stored_runs, train, wait_until
 from recorded import make_study as begin_study
 from servers import free_port
+from wire import wire
 
 from fanin import spool
 from fanin.app import main
@@ -109,9 +110,9 @@ def clean(server):
 
 
 @contextmanager
-def held(server, project, name="initializers"):
+def held(server, project, name="initializers", *, port=None):
     """The study taken hold of and fetched, as a sweep does it: (exchange, the study's folder)."""
-    exchange = Exchange(server.address(), project / ".fanin" / name)
+    exchange = Exchange(server.address(port=port), project / ".fanin" / name)
     exchange.take()
     folder = StudyFolder(exchange.path)
     exchange.fetch(folder.spool)
@@ -270,6 +271,60 @@ def test_while_postgres_is_down_noting_costs_nothing_and_all_is_sent_when_it_is_
         wait_until(lambda: len(clean.ask("select file from fanin_piece where file like '%/spool.jsonl'")) == 2)
     with held(clean, two) as (_, folder):
         assert files(folder.path) == files(one / ".fanin" / "initializers")
+
+
+def test_a_session_that_nobody_answers_is_ended_and_made_again_when_the_network_is_back(clean, tmp_path, monkeypatch):
+    """Behind a tunnel whose far end is cut off: TCP finds nothing wrong."""
+    monkeypatch.setattr("fanin.shared.keeper.BEAT", 0.1)
+    monkeypatch.setattr("fanin.shared.exchange.ANSWER", 0.5)
+    monkeypatch.setattr("fanin.shared.hold.WAIT", 0.1)
+    monkeypatch.setattr(connection, "PATIENCE", 2)  # the least that libpq takes
+    one, two, ended, opened = machines(tmp_path)
+    with (
+        wire(clean.cluster.port) as network,
+        held(clean, one, port=network.port) as (exchange, _),
+        _keeper(exchange) as keeper,
+    ):
+        keeper.secure(opened)
+        with network.cut():
+            for reason in ("no answer for 0.5 s", "timeout"):
+                began = time.monotonic()
+                keeper.note(ended)
+                assert time.monotonic() - began < 0.2
+                with pytest.raises(TrackingDown, match=f"^tracking.state: 127.0.0.1:{network.port}/optuna: .*{reason}"):
+                    keeper.secure(opened)
+                assert time.monotonic() - began < 6
+            with pytest.raises(ConfigError, match="is in use"):
+                Exchange(clean.address(), two / ".fanin" / "initializers").take()
+        wait_until(lambda: len(clean.ask("select file from fanin_piece where file like '%/spool.jsonl'")) == 2)
+        assert not keeper.lost
+    with held(clean, two) as (_, folder):
+        assert files(folder.path) == files(one / ".fanin" / "initializers")
+    assert clean.ask("select generation from fanin_study") == ["2"]
+
+
+def test_optuna_s_tables_are_waited_for_no_longer_than_the_study(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr("fanin.sweep.mirror.ANSWER", 0.5)
+    monkeypatch.setattr(connection, "PATIENCE", 2)
+    with (
+        closing(StudyFolder(tmp_path / "one" / ".fanin" / "study")) as folder,
+        wire(clean.cluster.port) as network,
+    ):
+        plan = search_plan(folder)
+        mirror = Mirror(plan.search.study, address=clean.address(port=network.port))
+        Play(quality).run(plan, stop=2)
+        mirror.update()
+        with network.cut():
+            Play(quality).run(plan, stop=3)
+            for _ in range(2):
+                began = time.monotonic()
+                mirror.update()
+                assert time.monotonic() - began < 6
+        count = "select count(*) from trials join studies using (study_id) where study_name = 'study'"
+        known = int(clean.ask(count)[0])
+        mirror.update()
+        mirror.close()
+        assert int(clean.ask(count)[0]) == len(plan.search.study.trials) > known
 
 
 def test_a_file_that_cannot_be_read_does_not_end_the_thread_that_copies(clean, tmp_path, monkeypatch):
@@ -779,6 +834,32 @@ def test_neither_training_nor_ctrl_c_waits_for_a_postgres_that_hangs(team, alone
     assert max(pauses(team.one, since=hung)) < 1 + max(pauses(team.one, until=hung))
     again = launch(team.two, *team.options)
     assert again.end() == 0 and (leaderboard(again.output), once(team.hub)) == alone, again.output
+
+
+@pytest.mark.slow
+def test_a_network_that_swallows_everything_on_the_way_to_postgres_costs_no_epoch_a_second_and_no_point(
+    team, alone, launch, monkeypatch
+):
+    (team.one / "slow").write_text("0.3")
+    with wire(team.server.cluster.port) as network:
+        monkeypatch.setenv("FANIN_STATE_URI", team.server.address(port=network.port))
+        first = launch(team.one, *team.options)
+        trained(first, epochs=4)
+        with network.cut():
+            cut = time.time()
+            first.wait_for("tracking is down", seconds=90)
+            why = ("no answer for 30 s", "connection timeout expired")  # first, and when it tries again
+            assert any(f"127.0.0.1:{network.port}/optuna: {reason}" in first.output for reason in why), first.output
+            trained(first, epochs=epochs_of(team.one) + 4)
+            mended = time.time()
+        first.wait_for("tracking is back")
+        second = launch(team.two, *team.options)
+        assert second.end() == 2 and "is in use by" in second.output, second.output
+        (team.one / "slow").unlink()
+        assert first.end() == 0, first.output
+        assert len({line for line in first.output.splitlines() if "tracking is down" in line}) == 1
+        assert (leaderboard(first.output), once(team.hub)) == alone
+        assert max(pauses(team.one, since=cut, until=mended)) < 1 + max(pauses(team.one, until=cut))
 
 
 @pytest.mark.slow

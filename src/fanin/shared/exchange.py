@@ -13,7 +13,7 @@ from fanin.shared.copies import JOURNAL, SHIPPED, SPEC, SPOOL, STUDY, Sender, fe
 from fanin.shared.tables import check, prepare
 from fanin.shared.watch import Watch
 from fanin.spool import Spool
-from fanin.tracking import TrackingDown, TrackingRefused
+from fanin.tracking import TrackingDown
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -41,14 +41,11 @@ class Exchange:
 
     def take(self) -> None:
         """Keep everybody else off the study. Raises ConfigError, naming the owner, if one lives."""
-        connection = self._connect()
-        try:
-            with translated(self.place), self._watch.at_most(ANSWER):
+        with self._answered(ANSWER):
+            connection = self._connect()
+            with self._watch.at_most(ANSWER):
                 prepare(connection, place=self.place)
                 self.generation = hold.take(connection, self.study)
-        except Exception:
-            self._hang_up()
-            raise
 
     def reopen(self, generation: int) -> None:
         """Hold the study on, if nobody took it over since it was ours. Raises StudyLost if somebody did."""
@@ -123,22 +120,26 @@ class Exchange:
     @contextmanager
     def _session(self, seconds: float | None = None) -> Iterator["Connection"]:
         """The session that holds the study, made again if it was lost; for `seconds` at most."""
-        import psycopg
-
         seconds = seconds or ANSWER
-        with self._using, translated(self.place):
+        with self._using, self._answered(seconds):
+            anew = self._connection is None
+            connection = self._connection or self._connect()
+            with self._watch.at_most(seconds):
+                if anew:
+                    hold.retake(connection, self.study, self.generation)
+                yield connection
+
+    @contextmanager
+    def _answered(self, seconds: float) -> Iterator[None]:
+        """Whatever goes wrong ends the session; that nobody answered in time is said so."""
+        with translated(self.place):
             try:
-                anew = self._connection is None
-                connection = self._connection or self._connect()
-                with self._watch.at_most(seconds):
-                    if anew:
-                        hold.retake(connection, self.study, self.generation)
-                    yield connection
-            except (psycopg.Error, TrackingDown, TrackingRefused) as error:
+                yield
+            except Exception as error:
                 silent = self._watch.fired
                 self._hang_up()
                 if silent:
-                    raise TrackingDown(f"{KEY}: {self.place}: no answer for {seconds:.0f} s") from error
+                    raise TrackingDown(f"{KEY}: {self.place}: no answer for {seconds:g} s") from error
                 raise
 
     def _connect(self) -> "Connection":
@@ -151,6 +152,7 @@ class Exchange:
 
     def _hang_up(self) -> None:
         self._watch.close()
+        self._watch = Watch()
         if self._connection is not None:
             self._connection.close()
         self._connection = None
