@@ -7,10 +7,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported; child processes inherit it
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from processes import Command
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,3 +27,17 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def launch() -> Iterator[Callable[..., Command]]:
+    """launch(project, *arguments) starts `fanin` there as a process; what is left of it ends with the test."""
+    commands: list[Command] = []
+
+    def start(project: Path, *arguments: str) -> Command:
+        commands.append(Command(project, *arguments))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.kill()

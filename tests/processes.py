@@ -7,37 +7,11 @@ import subprocess
 import sys
 import time
 from contextlib import closing
-from pathlib import Path
 
 import psutil
 from recorded import wait_until
 
 from fanin import spool
-
-STUDY = """\
-# @package _global_
-defaults:
-  - override /model: mlp_narrow
-study:
-  question: What survives?
-  replicates: {replicates}
-  preflight: "off"
-epochs: {epochs}
-batch_size: 20
-data: {{n_train: {images}, val: 100}}
-stats: "off"
-hydra:
-  sweeper:
-    params:
-      initializer: {initializers}
-"""
-
-
-def write_study(project, *, name="faults", initializers="he_normal,xavier_uniform", replicates=2, epochs=3, images=200):
-    """A small study in the project's own sweeps/."""
-    (project / "sweeps").mkdir(exist_ok=True)
-    text = STUDY.format(initializers=initializers, replicates=replicates, epochs=epochs, images=images)
-    (project / "sweeps" / f"{name}.yaml").write_text(text)
 
 
 class Command:
@@ -230,7 +204,3 @@ def leaderboard(output):
             break
         rows.append(line.split()[:-1])
     return rows
-
-
-def path_of(project, study="faults"):
-    return Path(project) / ".fanin" / study

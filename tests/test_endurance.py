@@ -5,9 +5,9 @@ import signal
 import time
 
 import pytest
-from conftest import ROOT
-from processes import Command, children, curves, epochs_of, folders, leaderboard, statuses, write_study
-from recorded import new_database, wait_until
+from processes import Command, children, curves, epochs_of, folders, leaderboard, statuses
+from projects import SLOW, new_project, write_study
+from recorded import wait_until
 
 from fanin import spool
 
@@ -15,26 +15,7 @@ from fanin import spool
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")]
 
 KILLS = 24
-CHOICE = ("sweep", "faults", "model=softmax", "model._target_=mine.Slow")
-MODEL = '''\
-import os
-import time
-
-from torch import nn
-
-
-class Slow(nn.Module):
-    """Takes its time as long as there is a file "slow"."""
-
-    def __init__(self, in_shape, classes):
-        super().__init__()
-        self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
-
-    def forward(self, images):
-        if self.training and len(images) > 2 and os.path.exists("slow"):
-            time.sleep(0.01)
-        return self.layer(images.flatten(1))
-'''
+CHOICE = ("sweep", "faults", *SLOW)
 
 
 def everything(command, draw):
@@ -69,10 +50,7 @@ WAYS = [everything, everything, everything, coordinator, coordinator, fork_serve
 
 def found(folder):
     """A project with a study of twelve runs."""
-    folder.mkdir()
-    (folder / "conf").symlink_to(ROOT / "conf")
-    (folder / "mine.py").write_text(MODEL)
-    new_database(folder / "mlflow.db")
+    new_project(folder)
     write_study(folder, initializers="he_normal,xavier_uniform,zeros,orthogonal", replicates=3, epochs=40)
     return folder
 
@@ -104,7 +82,7 @@ def session(project, draw):
 def test_a_sweep_killed_at_random_until_it_completes_equals_an_undisturbed_one(tmp_path):
     project = found(tmp_path / "killed")
     draw = random.Random(3)
-    (project / "slow").touch()
+    (project / "slow").write_text("0.01")
     for _ in range(KILLS):
         session(project, draw)
     (project / "slow").unlink()

@@ -9,12 +9,10 @@ import time
 
 import optuna
 import pytest
-from conftest import ROOT
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from processes import (
-    Command,
     children,
     curves,
     epochs_of,
@@ -23,8 +21,8 @@ from processes import (
     open_runs,
     query,
     statuses,
-    write_study,
 )
+from projects import new_project, write_study
 from recorded import new_database, wait_until
 
 from fanin import spool
@@ -33,27 +31,10 @@ from fanin.sweep.folder import StudyFolder, archive, outcome
 
 # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-MODELS = '''\
+MODELS = '''
+
 import os
 import signal
-import time
-
-import torch
-from torch import nn
-
-
-class Net(nn.Module):
-    def __init__(self, in_shape, classes):
-        super().__init__()
-        self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
-
-    def forward(self, images):
-        if self.training and len(images) > 2:  # not when the configuration is checked
-            self.act()
-        return self.layer(images.flatten(1))
-
-    def act(self):
-        pass
 
 
 class Suicide(Net):
@@ -71,14 +52,13 @@ class Clumsy(Net):
         raise RuntimeError("a bug of the user's")
 
 
-class Slow(Net):
-    """Whose steps are counted, and take their time as long as there is a file "slow"."""
+class Counted(Slow):
+    """Whose steps are counted."""
 
     def act(self):
         with open("steps", "a") as file:
             file.write(".")
-        if os.path.exists("slow"):
-            time.sleep(0.02)
+        super().act()
 
 
 class Endless(Net):
@@ -91,23 +71,7 @@ class Endless(Net):
 
 @pytest.fixture
 def project(tmp_path):
-    (tmp_path / "conf").symlink_to(ROOT / "conf")
-    (tmp_path / "mine.py").write_text(MODELS)
-    new_database(tmp_path / "mlflow.db")
-    return tmp_path
-
-
-@pytest.fixture
-def launch(project):
-    commands = []
-
-    def start(*arguments):
-        commands.append(Command(project, *arguments))
-        return commands[-1]
-
-    yield start
-    for command in commands:
-        command.kill()
+    return new_project(tmp_path, models=MODELS)
 
 
 @pytest.fixture
@@ -157,7 +121,7 @@ def test_a_sweep_killed_again_and_again_ends_as_if_nothing_had_happened(project,
     def session(kill, *arguments):
         """Go on until something new is recorded, a little further, and die."""
         before = epochs_of(project)
-        command = launch("sweep", "faults", "hardware.workers=1", *arguments)
+        command = launch(project, "sweep", "faults", "hardware.workers=1", *arguments)
         wait_until(lambda: epochs_of(project) > before or not command.running, seconds=60)
         time.sleep(draw.uniform(0.0, 0.5))
         kill(command)
@@ -188,7 +152,7 @@ def test_a_sweep_killed_again_and_again_ends_as_if_nothing_had_happened(project,
 
 def test_a_worker_that_dies_is_named_and_its_run_retried_while_the_others_go_on(project, launch):
     write_study(project, epochs=150, images=400)
-    command = launch("sweep", "faults", "hardware.workers=2", "hardware.patience=5", "tracking=none")
+    command = launch(project, "sweep", "faults", "hardware.workers=2", "hardware.patience=5", "tracking=none")
     done = set()
     for number, cause in (
         (signal.SIGKILL, "killed by SIGKILL (out of memory, or killed by hand)"),
@@ -214,7 +178,7 @@ def test_a_run_that_kills_every_worker_fails_with_the_reason_and_the_rest_goes_o
     write_study(project, initializers="he_normal", replicates=1, epochs=2)
     models = "mine.Suicide,mine.Glutton,mine.Clumsy,mine.Net"
     choice = ("model=softmax", f"model._target_={models}", "initializer=he_normal", "hardware.workers=1")
-    command = launch("sweep", "faults", *choice, "study.preflight=warn")
+    command = launch(project, "sweep", "faults", *choice, "study.preflight=warn")
     assert command.end() == 1, command.output
     ends = {run["overrides"]["model._target_"]: outcome(folder) for folder, run in specifications(project)}
     assert {model: (end.status, end.reason) for model, end in ends.items()} == {
@@ -231,16 +195,16 @@ def test_a_run_that_kills_every_worker_fails_with_the_reason_and_the_rest_goes_o
 
 
 STEPS = 10  # an epoch: 200 images in batches of 20
-SLOW = ("model=softmax", "model._target_=mine.Slow")
+COUNTED = ("model=softmax", "model._target_=mine.Counted")
 
 
 def test_ctrl_c_ends_a_sweep_in_final_states_and_so_does_sigterm_and_nothing_is_trained_twice(project, launch, fanin):
     write_study(project, epochs=400, replicates=1)
-    (project / "slow").touch()
-    choice = (*SLOW, "hardware.workers=2", "hardware.checkpoint=1000")
+    (project / "slow").write_text("0.02")
+    choice = (*COUNTED, "hardware.workers=2", "hardware.checkpoint=1000")
     for number in (signal.SIGINT, signal.SIGTERM):
         recorded = epochs_of(project)
-        command = launch("sweep", "faults", *choice)
+        command = launch(project, "sweep", "faults", *choice)
         wait_until(lambda r=recorded, c=command: epochs_of(project) > r + 5 or not c.running, seconds=60)
         shown = lambda: sum(statuses(project).values(), []) == ["RUNNING"] * 3  # noqa: E731
         wait_until(lambda s=shown, c=command: s() or not c.running, seconds=60)
@@ -265,10 +229,10 @@ def test_ctrl_c_ends_a_sweep_in_final_states_and_so_does_sigterm_and_nothing_is_
 def test_a_run_whose_worker_died_goes_on_from_its_checkpoint_and_without_one_from_the_start(project, launch):
     write_study(project, initializers="he_normal", epochs=15, replicates=1)
     for checkpoint in (0, 1000):
-        (project / "slow").touch()
+        (project / "slow").write_text("0.02")
         name = f"every{checkpoint}"
         names = (f"study.name={name}", f"hardware.checkpoint={checkpoint}", "tracking=none")
-        command = launch("sweep", "faults", *SLOW, *names)
+        command = launch(project, "sweep", "faults", *COUNTED, *names)
         wait_until(lambda n=name, c=command: epochs_of(project, n) > 6 or not c.running, seconds=60)
         worker = command.workers[0]
         worker.suspend()  # so that it is dead when its steps are counted
@@ -290,7 +254,7 @@ def test_what_does_not_stop_in_time_is_killed_and_a_second_ctrl_c_does_not_wait(
     write_study(project, replicates=1)
     endless = ("sweep", "faults", "model=softmax", "model._target_=mine.Endless", "tracking=none")
     for signals, seconds in ((1, 10), (2, 2)):
-        command = launch(*endless)
+        command = launch(project, *endless)
         wait_until(lambda c=command: len(list(open_runs(project))) == 2 or not c.running, seconds=60)
         began = time.monotonic()
         for _ in range(signals):
@@ -438,7 +402,7 @@ def test_a_killed_search_goes_on_within_its_budget_and_tries_nothing_twice(proje
     draw = random.Random(9)
     for _ in range(2):
         before = epochs_of(project)
-        session = launch("sweep", "faults", *choice)
+        session = launch(project, "sweep", "faults", *choice)
         wait_until(lambda b=before, s=session: epochs_of(project) > b + 20 or not s.running, seconds=60)
         time.sleep(draw.uniform(0, 0.5))
         session.signal(signal.SIGKILL)
@@ -475,7 +439,7 @@ def test_a_killed_search_goes_on_within_its_budget_and_tries_nothing_twice(proje
 def test_a_killed_race_drops_the_same_variant_as_an_undisturbed_one(project, launch, fanin, tmp_path_factory):
     write_study(project, initializers="he_normal,zeros", replicates=6, epochs=12, images=600)
     race = ("study.racing={min_replicates: 2}", "tracking=none")
-    session = launch("sweep", "faults", *race, "hardware.workers=2")
+    session = launch(project, "sweep", "faults", *race, "hardware.workers=2")
     wait_until(lambda: sum(bool(outcome(run)) for run in folders(project)) >= 3 or not session.running, seconds=60)
     session.signal(signal.SIGKILL)
     session.end()

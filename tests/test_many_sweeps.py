@@ -1,9 +1,9 @@
 """Several sweeps at once against one server: nothing lost, nothing doubled, nothing in another's study."""
 
 import pytest
-from conftest import ROOT
 from native_stack import lacking, running_stack
-from processes import Command, folders, write_study
+from processes import folders
+from projects import new_project, write_study
 from recorded import new_database
 from recorded import stored as ask_sqlite
 from servers import mlflow_server
@@ -17,8 +17,7 @@ TROUBLE = ("locked", "busy", "deadlock", "tracking is down", "tracking refused",
 
 def new_sweep(folder, name, *, number, epochs):
     """A project of its own with a study of 4 runs whose curves no other study has."""
-    folder.mkdir()
-    (folder / "conf").symlink_to(ROOT / "conf")
+    new_project(folder)
     write_study(folder, name=name, epochs=epochs, images=100 + 20 * number)
     return folder
 
@@ -53,17 +52,13 @@ def statuses(ask, study):
     return sorted(tuple(row) for row in ask(query))
 
 
-def sweep_at_once(folder, uri, *, sweeps, epochs, seconds):
+def sweep_at_once(launch, folder, uri, *, sweeps, epochs, seconds):
     """The commands, after so many sweeps side by side have ended well."""
     commands = []
-    try:
-        for number in range(sweeps):
-            project = new_sweep(folder / f"project{number}", f"study{number}", number=number, epochs=epochs)
-            commands.append(Command(project, "sweep", f"study{number}", "hardware.workers=1", f"tracking.uri={uri}"))
-        codes = [command.end(seconds=seconds) for command in commands]
-    finally:
-        for command in commands:
-            command.kill()
+    for number in range(sweeps):
+        project = new_sweep(folder / f"project{number}", f"study{number}", number=number, epochs=epochs)
+        commands.append(launch(project, "sweep", f"study{number}", "hardware.workers=1", f"tracking.uri={uri}"))
+    codes = [command.end(seconds=seconds) for command in commands]
     assert codes == [0] * sweeps, [command.output for command in commands]
     for command in commands:
         assert not [word for word in TROUBLE if word.lower() in command.output.lower()], command.output
@@ -91,22 +86,22 @@ def damage(commands, ask, *, epochs):
     return found
 
 
-def test_three_sweeps_at_one_server_keep_all_their_points_apart(tmp_path):
+def test_three_sweeps_at_one_server_keep_all_their_points_apart(tmp_path, launch):
     database = new_database(tmp_path / "server.db")
     with mlflow_server(tmp_path, workers=2) as uri:
-        commands = sweep_at_once(tmp_path, uri, sweeps=3, epochs=2, seconds=120)
+        commands = sweep_at_once(launch, tmp_path, uri, sweeps=3, epochs=2, seconds=120)
     assert damage(commands, lambda query: ask_sqlite(database, query), epochs=2) == []
 
 
 @pytest.mark.slow
-def test_eight_sweeps_at_one_server_on_postgres_keep_all_their_points_apart(tmp_path, monkeypatch):
+def test_eight_sweeps_at_one_server_on_postgres_keep_all_their_points_apart(tmp_path, launch, monkeypatch):
     if lacking():
         pytest.skip(lacking())
     (tmp_path / "stack").mkdir()
     with running_stack(tmp_path / "stack") as stack:
         for name, value in stack.variables("ada").items():
             monkeypatch.setenv(name, value)
-        commands = sweep_at_once(tmp_path, stack.uri, sweeps=8, epochs=6, seconds=280)
+        commands = sweep_at_once(launch, tmp_path, stack.uri, sweeps=8, epochs=6, seconds=280)
         assert damage(commands, lambda query: [row.split("|") for row in stack.read(query)], epochs=6) == []
         log = stack.cluster.folder / "log"
         assert "deadlock" not in log.read_text()

@@ -8,11 +8,9 @@ from contextlib import closing, contextmanager
 
 import psutil
 import pytest
-from conftest import ROOT
 from databases import lacking
 from native_stack import import_stack, postgres, postgres_programs
 from processes import (
-    Command,
     children,
     curves,
     epochs_of,
@@ -21,8 +19,8 @@ from processes import (
     open_runs,
     pauses,
     query,
-    write_study,
 )
+from projects import SLOW, new_project, write_study
 from recorded import copy_database, make_run, make_study, new_database, stored, stored_runs, train, wait_until
 from servers import flaky_server, free_port, mlflow_server
 from wire import wire
@@ -37,31 +35,12 @@ from fanin.tracking import Tracker
 
 # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-MODELS = '''\
+JUMPY = '''
+
 import os
-import time
-
-from torch import nn
 
 
-class Slow(nn.Module):
-    """Takes its time as long as there is a file "slow"."""
-
-    def __init__(self, in_shape, classes):
-        super().__init__()
-        self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
-
-    def forward(self, images):
-        if self.training and len(images) > 2:  # not when the configuration is checked
-            self.act()
-        return self.layer(images.flatten(1))
-
-    def act(self):
-        if os.path.exists("slow"):
-            time.sleep(0.02)
-
-
-class Jumpy(Slow):
+class Jumpy(Net):
     """Whose machine's clock is put back by an hour in its 25th step, unless there is a file "steady"."""
 
     steps = 0
@@ -74,34 +53,13 @@ class Jumpy(Slow):
         if Jumpy.steps == 25 and not os.path.exists("steady"):
             open("jumped", "w").close()
 '''
-SLOW = ("model=softmax", "model._target_=mine.Slow", "hardware.workers=1")
+SLOWLY = (*SLOW, "hardware.workers=1")
 ENOUGH = 1 << 14  # bytes: for the lines a sweep prints and a study's spool, not for a database or a picture
-
-
-def found(folder):
-    """A project with a model that takes its time."""
-    (folder / "conf").symlink_to(ROOT / "conf")
-    (folder / "mine.py").write_text(MODELS)
-    new_database(folder / "mlflow.db")
-    return folder
 
 
 @pytest.fixture
 def project(tmp_path):
-    return found(tmp_path)
-
-
-@pytest.fixture
-def launch(project):
-    commands = []
-
-    def start(*arguments):
-        commands.append(Command(project, *arguments))
-        return commands[-1]
-
-    yield start
-    for command in commands:
-        command.kill()
+    return new_project(tmp_path, models=JUMPY)
 
 
 @contextmanager
@@ -174,8 +132,8 @@ def test_a_disk_that_is_full_while_shipping_counts_as_down_and_leaves_the_databa
 @pytest.mark.slow
 def test_a_run_whose_spool_meets_a_full_disk_fails_with_its_name_and_the_same_command_finishes_it(project, launch):
     write_study(project, epochs=12, replicates=1)
-    (project / "slow").touch()
-    command = launch("sweep", "faults", *SLOW)
+    (project / "slow").write_text("0.02")
+    command = launch(project, "sweep", "faults", *SLOWLY)
     worker, run = command.worker_of()
     with full_disk((run / "spool.jsonl").stat().st_size + 300, pid=worker.pid):
         assert command.end() == 1, command.output
@@ -183,7 +141,7 @@ def test_a_run_whose_spool_meets_a_full_disk_fails_with_its_name_and_the_same_co
     assert f"no space left for the record of a run: '{run}/spool.jsonl'" in command.output
     assert children(project)[run.name] == ["FAILED"]
     (project / "slow").unlink()
-    again = launch("sweep", "faults", *SLOW)
+    again = launch(project, "sweep", "faults", *SLOWLY)
     assert again.end() == 0, again.output
     assert len(all_is_there(project)) >= 2 * 13 * 4
 
@@ -191,8 +149,8 @@ def test_a_run_whose_spool_meets_a_full_disk_fails_with_its_name_and_the_same_co
 @pytest.mark.slow
 def test_a_sweep_goes_on_while_the_disk_of_the_database_is_full_and_ships_all_when_there_is_room(project, launch):
     write_study(project, epochs=60, replicates=1)
-    (project / "slow").touch()
-    command = launch("sweep", "faults", *SLOW)
+    (project / "slow").write_text("0.02")
+    command = launch(project, "sweep", "faults", *SLOWLY)
     training(project, command)
     with full_disk(ENOUGH, pid=command.process.pid):
         command.wait_for("tracking is down")
@@ -212,7 +170,7 @@ def test_two_sweeps_at_once_into_one_fresh_database_keep_their_runs_apart(projec
     (project / "mlflow.db").unlink()
     for name, initializer in (("one", "zeros,he_normal"), ("two", "ones,he_normal")):
         write_study(project, name=name, initializers=initializer, epochs=10)
-    commands = [launch("sweep", name, "hardware.workers=1") for name in ("one", "two")]
+    commands = [launch(project, "sweep", name, "hardware.workers=1") for name in ("one", "two")]
     assert [command.end() for command in commands] == [0, 0], [command.output for command in commands]
     for name in ("one", "two"):
         assert children(project, name) == {run.name: ["FINISHED"] for run in folders(project, name)}
@@ -247,8 +205,8 @@ def test_a_database_that_is_locked_longer_than_anybody_waits_gets_everything_aft
 @pytest.mark.slow
 def test_training_does_not_wait_for_a_database_that_is_locked_for_half_a_minute(project, launch):
     write_study(project, epochs=100, replicates=1)
-    (project / "slow").touch()
-    command = launch("sweep", "faults", *SLOW)
+    (project / "slow").write_text("0.02")
+    command = launch(project, "sweep", "faults", *SLOWLY)
     training(project, command, epochs=8)
     with closing(sqlite3.connect(project / "mlflow.db", isolation_level=None, timeout=20)) as other:
         other.execute("begin exclusive")
@@ -316,7 +274,7 @@ def test_a_clock_that_is_put_back_by_an_hour_changes_no_curve_and_ends_no_run(
     project, tmp_path_factory, monkeypatch, capsys
 ):
     tables, true = [], time.time
-    for place in (project, found(tmp_path_factory.mktemp("steady"))):
+    for place in (project, new_project(tmp_path_factory.mktemp("steady"), models=JUMPY)):
         write_study(place, epochs=6, replicates=1)
         if place != project:
             (place / "steady").touch()
@@ -349,10 +307,10 @@ def at_server(project):
 def test_a_minute_without_the_server_costs_no_point_and_no_second_of_training(project, launch):
     write_study(project, epochs=100)
     new_database(project / "server.db")
-    (project / "slow").touch()
+    (project / "slow").write_text("0.02")
     port = free_port()
     with mlflow_server(project, port=port) as uri:
-        command = launch("sweep", "faults", *SLOW, f"tracking.uri={uri}")
+        command = launch(project, "sweep", "faults", *SLOWLY, f"tracking.uri={uri}")
         training(project, command, epochs=20)
     gone = time.time()
     command.wait_for("tracking is down")
@@ -373,7 +331,7 @@ def test_without_a_server_a_sweep_ends_well_says_so_and_sync_brings_everything_l
     write_study(project)
     new_database(project / "server.db")
     port = free_port()
-    command = launch("sweep", "faults", *SLOW, f"tracking.uri=http://127.0.0.1:{port}")
+    command = launch(project, "sweep", "faults", *SLOWLY, f"tracking.uri=http://127.0.0.1:{port}")
     assert command.end() == 0, command.output
     assert "fanin: the runs stay here until tracking is back: " in command.output
     assert "5 runs are not fully in MLflow yet (tracking is down" in command.output
@@ -435,7 +393,7 @@ def test_behind_a_network_that_swallows_everything_from_the_beginning_a_sweep_en
 def test_a_password_that_expires_in_mid_sweep_is_said_in_one_line_and_not_tried_for_ever(project, launch):
     write_study(project, epochs=60, replicates=1)
     new_database(project / "server.db")
-    (project / "slow").touch()
+    (project / "slow").write_text("0.02")
     asked = []
 
     def refusal():
@@ -445,7 +403,7 @@ def test_a_password_that_expires_in_mid_sweep_is_said_in_one_line_and_not_tried_
         return None
 
     with mlflow_server(project) as server, flaky_server(server, refusal=refusal) as (uri, _):
-        command = launch("sweep", "faults", *SLOW, f"tracking.uri={uri}")
+        command = launch(project, "sweep", "faults", *SLOWLY, f"tracking.uri={uri}")
         training(project, command, epochs=12)
         asked.append(time.monotonic())  # from here on
         command.wait_for("tracking refused")
@@ -457,7 +415,7 @@ def test_a_password_that_expires_in_mid_sweep_is_said_in_one_line_and_not_tried_
         assert len(asked) < 20
         assert not list(open_runs(project)), "training has nothing to do with it"
         asked.clear()  # a new password
-        again = launch("sweep", "faults", *SLOW, f"tracking.uri={uri}")
+        again = launch(project, "sweep", "faults", *SLOWLY, f"tracking.uri={uri}")
         assert again.end() == 0, again.output
     at_server(project)
     all_is_there(project)

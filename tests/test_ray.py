@@ -12,8 +12,9 @@ import pytest
 import yaml
 from conftest import ROOT
 from native_stack import SERVICES, environment
-from processes import Command, attempt, children, curves, folders, leaderboard, open_runs, write_study
-from recorded import new_database, wait_until
+from processes import attempt, children, curves, folders, leaderboard, open_runs
+from projects import new_project, write_study
+from recorded import wait_until
 from servers import free_port
 
 from fanin import spool
@@ -37,20 +38,6 @@ for line in sys.stdin:  # a line kills the second node, the end of the input the
     print(json.dumps("killed"), flush=True)
 cluster.shutdown()
 """
-MODEL = '''
-from torch import nn
-
-
-class Mine(nn.Module):
-    """The user's own: it must be found on every node."""
-
-    def __init__(self, in_shape, classes):
-        super().__init__()
-        self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
-
-    def forward(self, images):
-        return self.layer(images.flatten(1))
-'''
 
 
 class Nodes:
@@ -142,31 +129,26 @@ def services():
 
 
 def project_in(folder):
-    (folder / "conf").symlink_to(ROOT / "conf")
-    (folder / "mine.py").write_text(MODEL)
-    new_database(folder / "mlflow.db")
+    new_project(folder)
     write_study(folder, initializers="he_normal,xavier_uniform,orthogonal", replicates=2, epochs=40, images=1000)
     return folder
 
 
-def test_a_sweep_outlives_a_node_and_equals_an_undisturbed_one(nodes, tmp_path_factory, monkeypatch, capsys):
+def test_a_sweep_outlives_a_node_and_equals_an_undisturbed_one(nodes, launch, tmp_path_factory, monkeypatch, capsys):
     project = project_in(tmp_path_factory.mktemp("ray"))
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    choice = ("sweep", "faults", "model=softmax", "model._target_=mine.Mine")
-    command = Command(project, *choice, "hardware=ray", "hardware.checkpoint=0")
-    try:
+    choice = ("sweep", "faults", "model=softmax", "model._target_=mine.Net")
+    command = launch(project, *choice, "hardware=ray", "hardware.checkpoint=0")
 
-        def both():
-            runs = [r for _, r in open_runs(project) if r[-1]["kind"] == "epoch" and r[-1]["epoch"] > 3]
-            return len({attempt(records)["pid"] for records in runs}) == 2 or not command.running
+    def both():
+        runs = [r for _, r in open_runs(project) if r[-1]["kind"] == "epoch" and r[-1]["epoch"] > 3]
+        return len({attempt(records)["pid"] for records in runs}) == 2 or not command.running
 
-        wait_until(both, seconds=120)
-        assert command.running, command.output
-        nodes.kill_one()
-        assert command.end(seconds=240) == 0, command.output
-    finally:
-        command.kill()
+    wait_until(both, seconds=120)
+    assert command.running, command.output
+    nodes.kill_one()
+    assert command.end(seconds=240) == 0, command.output
     assert "2 workers on a Ray cluster that has room for 2" in command.output
     assert "worker lost with its node; tried again (1 of 2)" in command.output, command.output
     assert "raylet" not in command.output  # Ray's own words take pages
@@ -182,7 +164,7 @@ def test_a_sweep_outlives_a_node_and_equals_an_undisturbed_one(nodes, tmp_path_f
     assert sorted(attempts)[-2:] == [1, 2]
 
 
-def test_a_cluster_that_is_not_there_or_too_small_is_refused_before_a_run(nodes, tmp_path_factory, monkeypatch):
+def test_a_cluster_that_is_not_there_or_too_small_is_refused_before_a_run(nodes, launch, tmp_path_factory, monkeypatch):
     project = project_in(tmp_path_factory.mktemp("ray"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     nowhere = "127.0.0.1:1"
@@ -191,7 +173,7 @@ def test_a_cluster_that_is_not_there_or_too_small_is_refused_before_a_run(nodes,
         (nowhere, [], f"no Ray cluster answers at RAY_ADDRESS={nowhere}"),
     ):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        command = Command(project, "sweep", "faults", "hardware=ray", *overrides)
+        command = launch(project, "sweep", "faults", "hardware=ray", *overrides)
         assert command.end() == 2 and message in command.output, command.output
         assert "Traceback" not in command.output
         assert not (project / ".fanin" / "faults" / "runs").exists()
@@ -240,18 +222,18 @@ def test_runs_that_split_a_data_set_in_different_ways_share_its_place_on_the_clu
 
 
 def test_the_services_of_the_compose_file_are_a_cluster_that_sweeps_for_those_who_know_its_token(
-    services, tmp_path_factory, monkeypatch
+    services, launch, tmp_path_factory, monkeypatch
 ):
     project = project_in(tmp_path_factory.mktemp("ray"))
     for name, value in services.variables("ray-head").items():
         if name.startswith("RAY_"):
             monkeypatch.setenv(name, value)
-    sweep = ("sweep", "faults", "model=softmax", "model._target_=mine.Mine", "hardware=ray", "epochs=2")
-    command = Command(project, *sweep)
+    sweep = ("sweep", "faults", "model=softmax", "model._target_=mine.Net", "hardware=ray", "epochs=2")
+    command = launch(project, *sweep)
     assert command.end(seconds=240) == 0, command.output
     assert "2 workers on a Ray cluster that has room for 2" in command.output, "none on the head"
     assert children(project) == {run.name: ["FINISHED"] for run in folders(project)}
 
     monkeypatch.setenv("RAY_AUTH_TOKEN", "b" * 64)
-    stranger = Command(project_in(tmp_path_factory.mktemp("stranger")), *sweep)
+    stranger = launch(project_in(tmp_path_factory.mktemp("stranger")), *sweep)
     assert stranger.end(seconds=200) == 2, stranger.output

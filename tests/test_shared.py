@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
 from databases import lacking
 from native_stack import import_stack, mlflow_server, postgres, postgres_programs
-from plans import METRIC, Play, Result, make_study
-from processes import Command, curves, epochs_of, leaderboard, open_runs, pauses, statuses, write_study
+from plans import METRIC, Play, Result, make_study, open_search
+from processes import Command, curves, epochs_of, leaderboard, open_runs, pauses, statuses
+from projects import SLOW, new_project, write_study
 from recorded import make_run, new_database, stored, stored_runs, train, wait_until
 from recorded import make_study as begin_study
 from servers import free_port
@@ -35,7 +35,6 @@ from fanin.sweep.compose import Composer
 from fanin.sweep.folder import StudyFolder
 from fanin.sweep.launch import project_loader
 from fanin.sweep.mirror import Mirror
-from fanin.sweep.search import Search
 from fanin.sweep.sharing import Local, Shared, open_state
 from fanin.sweep.study import Budget
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
@@ -529,16 +528,7 @@ def search_plan(folder):
     fields = {"sampler": {"name": "tpe", "n_startup_trials": 4}, "pruner": {"name": "median", "n_startup_trials": 2}}
     space = {"a": "interval(0.0,1.0)", "b": "interval(1,64)", "c": "x,y,z"}
     study = make_study(space, budget=Budget(trials=14), **fields)
-    search = Search(
-        study.space,
-        sampler=study.sampler,
-        pruner=study.pruner,
-        directions=["maximize"],
-        storage=folder.path / "journal.log",
-        name="study",
-        seed=3,
-        steps=4,
-    )
+    search = open_search(study, folder, seed=3)
     return SearchPlan(study, search, folder, compose=study.variant)
 
 
@@ -636,37 +626,13 @@ def test_optuna_shows_the_search_as_it_goes_on_and_after_it_was_removed_or_begun
 
 # ---- real sweeps ----
 
-MODEL = '''\
-import time
-from contextlib import suppress
-from pathlib import Path
-
-from torch import nn
-
-
-class Slow(nn.Module):
-    """Takes its time a batch, as many seconds as the file "slow" says while there is one."""
-
-    def __init__(self, in_shape, classes):
-        super().__init__()
-        self.layer = nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], classes)
-
-    def forward(self, images):
-        with suppress(FileNotFoundError):
-            if self.training:
-                time.sleep(float(Path("slow").read_text()))
-        return self.layer(images.flatten(1))
-'''
 STATE = "tracking.state=${oc.env:FANIN_STATE_URI}"  # as in conf/tracking/server.yaml
-SLOW = ["model=softmax", "model._target_=mine.Slow", "hardware.workers=1"]
+SLOWLY = (*SLOW, "hardware.workers=1")
 
 
 def machine(folder):
     """A project folder with the study."""
-    folder.mkdir()
-    (folder / "conf").symlink_to(ROOT / "conf")
-    (folder / "mine.py").write_text(MODEL)
-    new_database(folder / "mlflow.db")
+    new_project(folder)
     write_study(folder, epochs=8)
     return folder
 
@@ -683,7 +649,7 @@ class Team:
     @property
     def options(self):
         hub = f"tracking.uri=sqlite:///{self.hub}/mlflow.db", f"tracking.artifacts={self.hub}/artifacts"
-        return ["sweep", "faults", *hub, STATE, *SLOW]
+        return ["sweep", "faults", *hub, STATE, *SLOWLY]
 
 
 @pytest.fixture
@@ -695,24 +661,11 @@ def team(clean, tmp_path, monkeypatch):
     return team
 
 
-@pytest.fixture
-def launch():
-    commands = []
-
-    def start(project, *arguments):
-        commands.append(Command(project, *arguments))
-        return commands[-1]
-
-    yield start
-    for command in commands:
-        command.kill()
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """The sweep on one machine, undisturbed: its table, and its points in MLflow."""
     project = machine(tmp_path_factory.mktemp("alone") / "machine")
-    command = Command(project, "sweep", "faults", *SLOW)
+    command = Command(project, "sweep", "faults", *SLOWLY)
     assert command.end() == 0, command.output
     return leaderboard(command.output), once(project)
 
@@ -888,7 +841,7 @@ def test_the_whole_stack_a_search_killed_again_and_again_on_two_machines_ends_as
     search = ["hydra/sweeper=tpe", "hydra/sweeper/pruner=median", "hydra.sweeper.max_trials=8"]
     search += ["optimizer.lr=tag(log,interval(1e-4,1e-1))", "study.replicates=1"]
     search += ["hydra.sweeper.pruner.n_startup_trials=2"]
-    reference = launch(machine(tmp_path / "whole"), "sweep", "faults", *SLOW, *search)
+    reference = launch(machine(tmp_path / "whole"), "sweep", "faults", *SLOWLY, *search)
     assert reference.end() == 0, reference.output
     values = {"FANIN_PORT": str(free_port()), "FANIN_HOST": "localhost"}
     values = team.server.secrets | values
@@ -899,7 +852,7 @@ def test_the_whole_stack_a_search_killed_again_and_again_on_two_machines_ends_as
         (tmp_path / "log").open("w") as log,
         mlflow_server(team.server.cluster, values, tmp_path / "artifacts", log=log) as uri,
     ):
-        options = ["sweep", "faults", f"tracking.uri={uri}", STATE, *SLOW, *search]
+        options = ["sweep", "faults", f"tracking.uri={uri}", STATE, *SLOWLY, *search]
         (team.two / "slow").write_text("0.05")
         for i in range(4):
             project = (team.one, team.two)[i % 2]

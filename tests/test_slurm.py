@@ -11,9 +11,9 @@ from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client
 
 import pytest
-from conftest import ROOT
-from processes import Command, attempt, children, curves, folders, open_runs, write_study
-from recorded import new_database, wait_until
+from processes import attempt, children, curves, folders, open_runs
+from projects import new_project, write_study
+from recorded import wait_until
 
 from fanin import spool
 from fanin.app import main
@@ -41,8 +41,7 @@ HARDWARE = {"threads": 4, "device": "cuda", "gpus_per_run": 2, "slurm": OPTIONS}
 
 def project_in(folder):
     """A project with a study of four short runs."""
-    (folder / "conf").symlink_to(ROOT / "conf")
-    new_database(folder / "mlflow.db")
+    new_project(folder)
     write_study(folder, epochs=30, images=600)
     return folder
 
@@ -96,21 +95,18 @@ def test_a_sweep_by_jobs_gives_the_numbers_of_one_on_this_machine(study, tmp_pat
     assert here == by_jobs and len(here[1]) > 4 * 4 * 4
 
 
-def test_a_job_that_is_killed_is_replaced_and_its_run_goes_on(study):
-    command = Command(study, "sweep", "faults", "hardware.checkpoint=0", *LOCAL)
-    try:
-        met = []
+def test_a_job_that_is_killed_is_replaced_and_its_run_goes_on(study, launch):
+    command = launch(study, "sweep", "faults", "hardware.checkpoint=0", *LOCAL)
+    met = []
 
-        def find():
-            met.extend(r for _, r in open_runs(study) if sum(one["kind"] == "epoch" for one in r) > 3)
-            return met or not command.running
+    def find():
+        met.extend(r for _, r in open_runs(study) if sum(one["kind"] == "epoch" for one in r) > 3)
+        return met or not command.running
 
-        wait_until(find, seconds=90)
-        assert met, command.output
-        os.kill(attempt(met[0])["pid"], signal.SIGKILL)
-        assert command.end() == 0, command.output
-    finally:
-        command.kill()
+    wait_until(find, seconds=90)
+    assert met, command.output
+    os.kill(attempt(met[0])["pid"], signal.SIGKILL)
+    assert command.end() == 0, command.output
     assert re.search(r"worker gone with its job \d+ \(now \w+; .*\); tried again \(1 of 2\)", command.output)
     attempts = sorted(spool.digest(spool.read(run / "spool.jsonl")[0]).attempts for run in folders(study))
     assert attempts == [1, 1, 1, 2]
