@@ -81,21 +81,23 @@ def test_a_search_reopened_with_a_long_history_asks_what_the_uninterrupted_one_a
     assert parts == whole
 
 
-def test_optuna_looks_at_the_excerpt_only_and_counts_all_that_are_finished(tmp_path: Path, monkeypatch: Any) -> None:
+def test_optuna_models_the_excerpt_only_and_as_many_of_the_best_as_of_the_whole_history(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     searched(tmp_path / "journal", MIXED, 100, window=WINDOW)
     search = opened(tmp_path / "journal", MIXED, window=WINDOW)
     finished = sum(trial.state in ("complete", "pruned") for trial in search.trials)
-    split, looked_at = optunas._split_trials, []
+    build, modelled = optunas.TPESampler._build_parzen_estimator, []
 
-    def spied(study: Any, trials: list[FrozenTrial], n_below: int) -> Any:
-        looked_at.append((len(trials), n_below))
-        return split(study, trials, n_below)
+    def spied(sampler: Any, study: Any, space: Any, trials: list[FrozenTrial], handle_below: bool) -> Any:
+        modelled.append(len(trials))
+        return build(sampler, study, space, trials, handle_below)
 
-    monkeypatch.setattr(optunas, "_split_trials", spied)
+    monkeypatch.setattr(optunas.TPESampler, "_build_parzen_estimator", spied)
     monkeypatch.setattr(optuna.Study, "_get_trials", lambda *_, **__: pytest.fail("TPE asked for the whole history"))
     assert search.ask() is not None
-    running = len(search.reap())
-    assert looked_at == [(BELOW + WINDOW + running, math.ceil(finished / 10))]
+    best = math.ceil(finished / 10)
+    assert modelled == [best, BELOW - best + WINDOW + len(search.reap())]
 
 
 def test_optuna_never_takes_more_trials_for_the_best_than_an_excerpt_has() -> None:
@@ -158,8 +160,11 @@ def test_the_best_are_those_that_optuna_takes_from_all_and_the_others_the_most_r
     excerpt = Excerpts(WINDOW, direction=direction).of(trials)
     assert numbers(excerpt.trials) == sorted([*numbers(below), *others, *running])
     assert excerpt.finished == len(seen) - len(running)
-    again, rest = optunas._split_trials(study, list(excerpt.trials), BELOW)
-    assert numbers(again) == numbers(below) and numbers(rest) == sorted([*others, *running])
+    best, rest = optunas._split_trials(study, seen, optunas.default_gamma(excerpt.finished))
+    split = excerpt.split(running=True)
+    assert numbers(split[0]) == numbers(best) and set(numbers(split[1])) < set(numbers(rest))
+    assert numbers(split[1]) == sorted(set(numbers(excerpt.trials)) - set(numbers(best)))
+    assert set(numbers(split[1])) - set(numbers(excerpt.split(running=False)[1])) == set(running)
 
 
 def test_the_order_in_which_trials_end_and_are_looked_at_is_no_matter() -> None:

@@ -17,9 +17,10 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.samplers import TPESampler
@@ -31,12 +32,24 @@ BELOW = 25  # default_gamma goes no higher
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The trials that TPE is shown, in order of their numbers; of all finished ones: their count, and the axes that
-    they have in common."""
+    """The trials that TPE is shown: the best in Optuna's order, the most recent of the others and the running ones in
+    that of their numbers. Of all finished ones: their count, and the axes that they have in common."""
 
-    trials: Sequence[FrozenTrial]
+    best: Sequence[FrozenTrial]
+    recent: Sequence[FrozenTrial]
+    running: Sequence[FrozenTrial]
     finished: int
     common: Mapping[str, BaseDistribution]
+
+    @cached_property
+    def trials(self) -> list[FrozenTrial]:
+        return sorted([*self.best, *self.recent, *self.running], key=_number)
+
+    def split(self, *, running: bool) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
+        """Those that count as the best, as Optuna would choose them of all, and the others."""
+        count = default_gamma(self.finished)
+        above = [*self.best[count:], *self.recent, *(self.running if running else ())]
+        return sorted(self.best[:count], key=_number), sorted(above, key=_number)
 
 
 class Excerpts:
@@ -61,11 +74,10 @@ class Excerpts:
         for trial in fresh:
             if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
                 self._take_in(trial)
-        running = [trial for trial in fresh if not trial.state.is_finished()]
-        self._open = {trial.number for trial in running}
+        self._open = {trial.number for trial in fresh if not trial.state.is_finished()}
         self._seen = max(self._seen, *(trial.number + 1 for trial in fresh), 0)
-        shown = sorted([*self._best, *self._recent, *running], key=_number)
-        return Excerpt(shown, self._finished, self._common)
+        running = [trial for trial in fresh if trial.state == TrialState.RUNNING]
+        return Excerpt(list(self._best), list(self._recent), running, self._finished, self._common)
 
     def _take_in(self, trial: FrozenTrial) -> None:
         """What leaves the best has `BELOW` better ones for good, and what leaves the recent `window` more recent ones:
@@ -97,13 +109,11 @@ def _rank(trial: FrozenTrial, *, sign: float) -> tuple[float, ...]:
 
 
 class ExcerptSampler(TPESampler):
-    """TPE that takes an excerpt for the whole history. It knows the number of all finished trials, on which it depends
-    how many count as the best."""
+    """TPE that takes an excerpt for the whole history."""
 
     def __init__(self, excerpt: Excerpt, **options: Any) -> None:
         super().__init__(**options)
         self._excerpt = excerpt
-        self._gamma = lambda _: default_gamma(excerpt.finished)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         if self._group or not self._is_multivariate(study):
@@ -119,6 +129,28 @@ class ExcerptSampler(TPESampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
         return super().sample_independent(self._shown(study), trial, param_name, param_distribution)
+
+    def _sample(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """TPESampler's own, but for trials that are split already."""
+        below, above = self._excerpt.split(running=self._constant_liar)
+        good = self._build_parzen_estimator(study, search_space, below, handle_below=True)
+        others = self._build_parzen_estimator(study, search_space, above, handle_below=False)
+        candidates = good.sample(self._rng.rng, self._n_ei_candidates)
+        chosen = self._compare(candidates, self._compute_acquisition_func(candidates, good, others))
+        return {name: kind.to_external_repr(chosen[name]) for name, kind in search_space.items()}
+
+    def _get_internal_repr(
+        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: optuna.Study
+    ) -> dict[str, Any]:
+        """Axis -> the values of the trials that have all the axes."""
+        known = [trial.params if trial.state.is_finished() else self._get_params(trial, study) for trial in trials]
+        points = [params for params in known if search_space.keys() <= params.keys()]
+        return {
+            name: np.asarray([kind.to_internal_repr(params[name]) for params in points])
+            for name, kind in search_space.items()
+        }
 
     def _shown(self, study: optuna.Study) -> optuna.Study:
         return cast(optuna.Study, _Shown(study, self._excerpt.trials))
