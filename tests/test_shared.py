@@ -21,7 +21,7 @@ from recorded import make_study as begin_study
 from servers import free_port
 from wire import wire
 
-from fanin import spool
+from fanin import doctor, spool
 from fanin.app import main
 from fanin.errors import ConfigError
 from fanin.folders import Folder, declare_study, write_json
@@ -415,7 +415,7 @@ def test_what_a_dead_machine_had_not_shipped_is_shipped_once_by_the_next_owner(c
         assert "3 runs of other machines" in (said := capsys.readouterr().out)
         host = socket.gethostname()
         assert f"  1 of them ended before MLflow had their files, which are on {host}: `fanin sync` there adds" in said
-        assert f"  1 of them had not ended; checkpoints are on {host}, so here it is trained again from epoch 1" in said
+        assert f"  what was under way on {host} is trained again from epoch 1: its checkpoints are there" in said
         folder.admit({"space": {}, "replicates": 1, "metric": ["val/loss"]}, extend=False)
         exchange.own()
         folder.bury()
@@ -472,6 +472,20 @@ def test_a_dry_run_counts_what_other_machines_have_done_and_takes_hold_of_nothin
         exchange.send([opened])
         assert glance.ended(clean.address("reader"), "initializers") == {ended.path.name}
     assert clean.ask("select generation from fanin_study") == ["1"]
+
+
+def test_doctor_does_not_send_to_sync_the_runs_that_another_machine_ships_by_now(clean, tmp_path):
+    def told(state):
+        return [one.text for one in doctor._tracking(one, {"uri": "sqlite:///x.db", "artifacts": None}, state=state)]
+
+    one, two, *_ = machines(tmp_path)
+    with held(clean, one) as (exchange, _):
+        exchange.send()
+    assert len(told(clean.address())) == 2 and told(clean.address())[1].startswith("2 runs are in .fanin/ and not")
+    with held(clean, two):
+        assert glance.is_taken_over(clean.address("reader"), one / ".fanin" / "initializers")
+    assert len(told(clean.address())) == 1
+    assert len(told(clean.address(port=9))) == len(told(None)) == 2, "nobody can tell"
 
 
 # ---- fanin sync ----
@@ -711,11 +725,10 @@ def test_a_sweep_is_refused_elsewhere_while_it_lives_and_gone_on_with_there_when
     assert main(team.options) == 0
     output = capsys.readouterr().out
     assert "of other machines fetched" in output
-    interrupted = f"1 of them had not ended; checkpoints are on {socket.gethostname()}, so here it is trained again"
-    assert (interrupted in output) == bool(begun)
+    assert f"  what was under way on {socket.gethostname()} is trained again from epoch 1: its checkpoints" in output
     for run in begun:
         digest = spool.digest(spool.read(team.two / ".fanin" / "faults" / "runs" / run / "spool.jsonl")[0])
-        assert digest.attempts == 2 and [one["epoch"] for one in digest.epochs] == [*range(9)]
+        assert [one["epoch"] for one in digest.epochs] == [*range(9)]
     assert {attempts(team.two)[name] for name in ended} == {1}, "what is done is not repeated"
     assert (leaderboard(output), once(team.hub)) == alone
     secret = team.server.secrets["OPTUNA_DB_PASSWORD"].encode()

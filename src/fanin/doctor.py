@@ -150,8 +150,9 @@ def _project(project: Path) -> Iterator[Finding]:
             yield Finding(OK, "project", f"{project} with {_count(_studies(project), 'study', 'studies')}")
             for name in composer.options("data"):
                 yield _data(composer, name, wanted=name == default.choices["data"])
-            yield from _tracking(project, default.config["tracking"])
-            yield from _state(default.state or os.environ.get("FANIN_STATE_URI"))
+            address = default.state or os.environ.get("FANIN_STATE_URI")
+            yield from _tracking(project, default.config["tracking"], state=address)
+            yield from _state(address)
     except ConfigError as error:
         yield Finding(PROBLEM, "project", str(error))
 
@@ -182,7 +183,7 @@ def _data(composer: Any, name: str, *, wanted: bool) -> Finding:
         return Finding(PROBLEM, "data", f"{name}: {error}")
 
 
-def _tracking(project: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
+def _tracking(project: Path, settings: Mapping[str, Any], *, state: str | None = None) -> Iterator[Finding]:
     from fanin.tracking import Tracker, sqlite_file
 
     if settings["uri"] == "none":
@@ -197,7 +198,9 @@ def _tracking(project: Path, settings: Mapping[str, Any]) -> Iterator[Finding]:
     store = _server(tracker) if file is None else _database(file)
     yield store
     answers = store.level != PROBLEM
-    if left := _left(project, tracker.address, lambda run: not answers or _has(tracker, file, run)):
+    left = _left(project, tracker.address, lambda run: not answers or _has(tracker, file, run))
+    gone = {study for study in {folder.study for folder in left} if _is_gone(study, state)}
+    if left := [folder for folder in left if folder.study not in gone]:
         are = "run is" if len(left) == 1 else "runs are"
         names = ", ".join(sorted({folder.study.path.name for folder in left}))
         text = f"{len(left):,} {are} in {MEMORY}/ and not (completely) in the store: fanin sync ships them ({names})"
@@ -220,6 +223,17 @@ def _left(project: Path, uri: str, has: Callable[[str], bool]) -> list[Folder]:
             folders = list(unshipped(study, uri=uri))
             left += [folder for folder in folders if folder != study] or folders
     return left
+
+
+def _is_gone(study: Folder, state: str | None) -> bool:
+    """Whether another machine has taken the study over, which then ships its runs."""
+    from fanin.shared import glance
+    from fanin.tracking import TrackingDown, TrackingRefused
+
+    try:
+        return state is not None and glance.is_taken_over(state, study.path)
+    except (ConfigError, TrackingDown, TrackingRefused):  # which is a finding of its own
+        return False
 
 
 def _has(tracker: Any, file: Path | None, run: str) -> bool:

@@ -11,6 +11,7 @@ from fanin import spool
 from fanin.folders import Folder
 from fanin.shared.connection import connect, place_of, translated
 from fanin.shared.copies import SHIPPED, SPOOL
+from fanin.shared.exchange import mark_of
 from fanin.shared.tables import PRESENT, check
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ LAST = """
 select distinct on (file) file, data from fanin_piece where study = %s and file like 'runs/%%/spool.jsonl'
 order by file, start desc
 """
+OWNED = "select generation from fanin_study where study = %s"
 DIGEST = "select md5(string_agg(data, ''::bytea order by start)) from fanin_piece where study = %s and file = %s"
 WHOLE = "select data from fanin_piece where study = %s and file = %s"
 
@@ -40,6 +42,16 @@ def ended(address: str, study: str) -> frozenset[str]:
     with looking(address) as connection:
         pieces = connection.execute(LAST, [study]).fetchall() if connection else []
     return frozenset(Path(file).parts[1] for file, data in pieces if _is_final(bytes(data)))
+
+
+def is_taken_over(address: str, study: Path) -> bool:
+    """Whether somebody else owns the study since a sweep of this folder did."""
+    mark = mark_of(study)
+    if mark is None:
+        return False
+    with looking(address) as connection:
+        row = connection.execute(OWNED, [study.name]).fetchone() if connection else None
+    return row is not None and row[0] != mark["generation"]
 
 
 def twin(address: str, run: Folder) -> str:

@@ -2,7 +2,7 @@
 and fetched before the first run, kept up to date until the last."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -108,9 +108,12 @@ class Shared:
         return None
 
     def fetch(self, folder: StudyFolder) -> None:
+        before = spool.read(folder.spool.path)[0]
         with understood():
             runs = [folder.run(key) for key in self.exchange.fetch(folder.spool)]
-        for line in _fetched(runs):
+        sessions = spool.read(folder.spool.path)[0]
+        died = sessions not in ([], before) and sessions[-1]["kind"] == "start"
+        for line in _fetched(runs, died=_host(sessions) if died else ""):
             print(f"  {line}")
 
     def own(self) -> None:
@@ -134,28 +137,29 @@ class Shared:
                 mirror.close()
 
 
-def _fetched(runs: Sequence[Path]) -> Iterator[str]:
-    """What came from other machines, and what of it did not: checkpoints, and files that were not uploaded yet."""
+def _fetched(runs: Sequence[Path], *, died: str) -> Iterator[str]:
+    """What came from other machines, and what of it did not: checkpoints, and files that were not uploaded yet. `died`:
+    the machine whose sweep has ended without a word; of what it was training nobody else knows."""
     if runs:
         yield f"{len(runs)} run{'s' * (len(runs) != 1)} of other machines fetched from PostgreSQL"
     spools = {run: spool.read(run / SPOOL)[0] for run in runs}
     final = {run: spool.digest(records).final for run, records in spools.items()}
     if bare := [run for run in runs if final[run] and not _is_shipped(run)]:
         way = "`fanin sync` there adds them"
-        yield f"{len(bare)} of them ended before MLflow had their files, which are on {_hosts(spools, bare)}: {way}"
-    if begun := [run for run in runs if not final[run] and spool.digest(spools[run]).epochs]:
-        way = f"{'is' if len(begun) == 1 else 'are'} trained again from epoch 1"
-        yield f"{len(begun)} of them had not ended; checkpoints are on {_hosts(spools, begun)}, so here it {way}"
+        there = ", ".join(sorted({_host(spools[run]) for run in bare}))
+        yield f"{len(bare)} of them ended before MLflow had their files, which are on {there}: {way}"
+    begun = {_host(spools[run]) for run in runs if not final[run] and spool.digest(spools[run]).epochs}
+    if there := ", ".join(sorted(begun | ({died} if died else set()))):
+        yield f"what was under way on {there} is trained again from epoch 1: its checkpoints are there, not here"
 
 
 def _is_shipped(run: Path) -> bool:
     return (read_json(run / SHIPPED) or {}).get("offset") == (run / SPOOL).stat().st_size
 
 
-def _hosts(spools: Mapping[Path, list[spool.Record]], runs: Sequence[Path]) -> str:
-    """The machines that wrote the runs last."""
-    starts = [[record for record in spools[run] if record["kind"] == "start"][-1] for run in runs]
-    return ", ".join(sorted({record["host"] for record in starts}))
+def _host(records: Sequence[spool.Record]) -> str:
+    """The machine that wrote a spool last."""
+    return str([record for record in records if record["kind"] == "start"][-1]["host"])
 
 
 def _born(content: bytes) -> Any:
