@@ -9,6 +9,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is i
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,3 +42,19 @@ def launch() -> Iterator[Callable[..., Command]]:
     yield start
     for command in commands:
         command.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Of all tests of a study's state: a Server of shared_state.py."""
+    from shared_state import serve
+
+    with serve(tmp_path_factory.mktemp("secrets")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(postgres_server: Any) -> Any:
+    """That server without any study in its database."""
+    postgres_server.ask("drop table if exists fanin_piece, fanin_study, fanin_version")
+    return postgres_server
