@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fanin.stats.kinds import LAYERS
+from fanin.stats.reductions import ratio, square
 from fanin.stats.trace import Trace
 from fanin.stats.trail import following
 
@@ -58,13 +59,3 @@ def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Conv1d | nn.Conv2d |
 
 def _under(found: Mapping[str, float], prefix: str) -> dict[str, float]:
     return {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-
-
-def ratio(part: float, whole: float) -> float:
-    if whole == 0:
-        return part if part == 0 or math.isnan(part) else math.inf
-    return part / whole
-
-
-def square(value: float) -> float:
-    return value * value  # infinite where value**2 would raise

@@ -1,27 +1,23 @@
 """Measuring the layers of a model on a fixed probe."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fanin import spectrum
-from fanin.evaluation import observing, wide_dtype
+from fanin.evaluation import observing
+from fanin.stats import weights
 from fanin.stats.batch_mode import batch_mode
 from fanin.stats.covariate_shift import covariate_shift
 from fanin.stats.curvature import curvature
-from fanin.stats.distribution import histogram
 from fanin.stats.drift import drifts, percentiles
-from fanin.stats.gains import gains_between, layers_of, measure_gains, ratio, square
+from fanin.stats.gains import gains_between, layers_of, measure_gains
 from fanin.stats.geometry import shapes
 from fanin.stats.prediction import predict
-from fanin.stats.reductions import moments, norm, rms, row_spread, share
+from fanin.stats.reductions import norm, ratio, rms
 from fanin.stats.trace import Trace
 from fanin.stats.trail import following
-
-SPARSE = 1e-8
 
 
 class LayerStats:
@@ -58,18 +54,20 @@ class LayerStats:
                 self._percentiles = percentiles(self.model, self.images)
 
     def measure(self, *, lr: float | None = None) -> dict[str, float]:
-        """Every statistic by its key, after one wait for the device; infinite or NaN weights give NaN. Covariate
-        shift is what a step of `lr` makes of the gradients."""
+        """Every statistic by its key; infinite or NaN weights give NaN. The device is waited for once, unless a layer
+        has weights of 0, which are counted after that. Covariate shift is what a step of `lr` makes of the gradients.
+        """
         with observing(self.model, device=self.images.device):
-            readings = self._read_histograms() | self._read_weights() | self._read_updates() | self._read_probe()
+            readings = {path: weights.read(layer.weight) for path, layer in self.layers.items()}
+            numbers = self._read_updates() | self._read_probe()
         updated, self._before = list(self._before), {}
-        found = _fetch(readings)
-        self.histograms = {path: found.pop(f"histogram/{path}") for path in self.layers}
-        for path in self.layers:
-            _summarise_spectrum(found, path)
+        found = _fetch(numbers)
         for path in updated:
             found[f"update/{path}/ratio"] = ratio(found.pop(f"step/{path}"), found.pop(f"from/{path}"))
         _summarise_signal(found)
+        for path, reading in readings.items():
+            found |= {f"weight/{path}/{name}": value for name, value in weights.summarise(reading).items()}
+        self.histograms = {path: weights.count(reading) for path, reading in readings.items()}
         return found | (self._measure_costly() | self._measure_in_batch_mode(lr) if self.level == "full" else {})
 
     def _measure_costly(self) -> dict[str, float]:
@@ -88,25 +86,6 @@ class LayerStats:
         """What theory says of the model as it is now, before training: predicted gains by their keys."""
         with observing(self.model, device=self.images.device):
             return predict(self.model, self.images).metrics("predicted_")
-
-    def _read_histograms(self) -> dict[str, Tensor]:
-        return {f"histogram/{path}": histogram(layer.weight) for path, layer in self.layers.items()}
-
-    @torch.no_grad()
-    def _read_weights(self) -> dict[str, Tensor]:
-        readings = {}
-        for path, layer in self.layers.items():
-            weight = layer.weight.detach()
-            mean, std = moments(weight)
-            readings[f"weight/{path}/mean"] = mean
-            readings[f"weight/{path}/std"] = std
-            readings[f"weight/{path}/absmax"] = weight.abs().amax()
-            readings[f"weight/{path}/norm"] = norm(weight)
-            readings[f"weight/{path}/sparsity"] = share(weight.abs() <= SPARSE)
-            if len(weight) > 1:
-                readings[f"weight/{path}/row_spread"] = row_spread(weight.flatten(1))
-            readings[f"weight/{path}/spectral_norm"] = spectrum.gram(weight.flatten(1))
-        return readings
 
     @torch.no_grad()
     def _read_updates(self) -> dict[str, Tensor]:
@@ -131,11 +110,6 @@ class LayerStats:
         return readings
 
 
-def _summarise_spectrum(found: dict[str, float], path: str) -> None:
-    norm, largest = found[f"weight/{path}/norm"], found[f"weight/{path}/spectral_norm"]
-    found[f"weight/{path}/stable_rank"] = square(ratio(norm, largest))
-
-
 def _summarise_signal(found: dict[str, float]) -> None:
     """Replace the z_l's root mean squares, and the norms of their gradients, by the gains between layers."""
     found |= gains_between(_take(found, "forward/"), _take(found, "backward/")).metrics()
@@ -147,15 +121,6 @@ def _take(found: dict[str, float], prefix: str) -> dict[str, float]:
     return {key.removeprefix(prefix): found.pop(key) for key in keys}
 
 
-def _fetch(readings: dict[str, Tensor]) -> dict[str, Any]:
-    """Bring all readings to the host in one transfer, and finish the spectra there: numbers, but for histograms."""
-    wide = wide_dtype(next(iter(readings.values())).device)
-    flat = torch.cat([reading.flatten().to(wide) for reading in readings.values()]).cpu()
-    parts = flat.split([reading.numel() for reading in readings.values()])
-    return {key: _finish(key, part) for key, part in zip(readings, parts, strict=True)}
-
-
-def _finish(key: str, part: Tensor) -> float | list[float]:
-    if key.endswith("/spectral_norm"):
-        return spectrum.finish(part)
-    return part.tolist() if key.startswith("histogram/") else part.item()
+def _fetch(numbers: dict[str, Tensor]) -> dict[str, float]:
+    """Bring all numbers to the host in one transfer."""
+    return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))

@@ -1,4 +1,6 @@
-"""Sums over tensors, in float64 where the device has it."""
+"""Sums over tensors, in float64 where the device has it; and arithmetic of what they give that never raises."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -32,3 +34,14 @@ def row_spread(matrix: Tensor) -> Tensor:
     largest = torch.linalg.vector_norm(matrix - mean, dim=1).amax()
     common = torch.linalg.vector_norm(mean)
     return torch.where(largest > 0, largest / common, 0.0).to(wide_dtype(matrix.device))
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole, and 0 for 0 / 0."""
+    if whole == 0:
+        return part if part == 0 or math.isnan(part) else math.inf
+    return part / whole
+
+
+def square(value: float) -> float:
+    return value * value  # infinite where value**2 would raise

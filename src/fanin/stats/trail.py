@@ -45,12 +45,13 @@ def following(model: nn.Module, layers: Mapping[str, nn.Module], read: Reader) -
         if module in paths:
             read(module, inputs[0], output, source)
             trail[_mark(output)] = Passed(paths[module]), output
-        elif source and not any(module.children()):
+        elif source:
             read(module, inputs[0], output, source)
             trail[_mark(output)] = Passed(source.path, (*source.modules, module)), output
 
-    handles = [module.register_forward_pre_hook(enter) for module in model.modules()]
-    handles += [module.register_forward_hook(leave) for module in model.modules()]
+    heard = [module for module in model.modules() if module in paths or not any(module.children())]
+    handles = [module.register_forward_pre_hook(enter) for module in heard]
+    handles += [module.register_forward_hook(leave) for module in heard]
     try:
         yield
     finally:
