@@ -41,7 +41,8 @@ from fanin.stats import BATCH_NORMS, LayerStats
 from fanin.train import fit
 from fanin.usage import Usage
 
-PROBE = 256  # held-out images the per-layer statistics look at
+# Held-out images that per-layer statistics look at: a share of the data set, as their cost is a share of an epoch's.
+PROBE_SHARE, PROBE_LEAST, PROBE_MOST = 1 / 64, 64, 256
 
 
 class Channel(Protocol):
@@ -266,7 +267,7 @@ class Trainer:
     ) -> Any:
         if (mode := config["hardware"]["compile"]) != "none":
             parts.model.compile(mode=None if mode == "default" else mode)
-        probe = split.val[:PROBE]
+        probe = split.val[: probe_size(len(split.images), level=config["stats"])]
         stats = (
             LayerStats(
                 parts.model,
@@ -305,6 +306,12 @@ class Trainer:
         options = config["data"]
         streams = streams_of(config)
         return data.split(self._prepared[1], val=options["val"], n_train=options["n_train"], streams=streams)
+
+
+def probe_size(images: int, *, level: str) -> int:
+    """Of a data set of so many `images` to train on and to validate with, however few a run takes of them: runs that
+    are compared look at the same probe. 64 up to 4,096 images, 256 from 16,384 on, and under stats=full."""
+    return PROBE_MOST if level == "full" else min(max(round(images * PROBE_SHARE), PROBE_LEAST), PROBE_MOST)
 
 
 def save(path: Path, state: Any) -> None:

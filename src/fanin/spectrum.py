@@ -20,6 +20,7 @@ FIRST, EVERY = 8, 2  # steps after which the process may end,
 SETTLED = 1e-5  # when the eigenvalue has grown by no more since the last look: it is 1e-6 from its limit then
 SMALL = 32  # rows or columns up to which all eigenvalues cost less than the process
 
+EPSILON = float(np.finfo(np.float32).eps)
 Array = NDArray[Any]
 
 
@@ -71,7 +72,16 @@ def _of_matrix(matrix: Array) -> float:
     if size <= SMALL:
         short = wide.astype(np.float64) / scale
         return scale * math.sqrt(max(_all(short @ short.T), 0.0))
-    return scale * math.sqrt(max(_largest(lambda vector: wide @ ((vector @ wide) / scale) / scale, size=size), 0.0))
+    return scale * math.sqrt(max(_largest(lambda vector: _square(wide, vector, scale=scale), size=size), 0.0))
+
+
+def _square(wide: Array, vector: Array, *, scale: float) -> Array:
+    """(W / scale) (W / scale)^T v, which neither overflows nor vanishes."""
+    image = vector @ wide
+    image /= scale
+    result: Array = wide @ image
+    result /= scale
+    return result
 
 
 def _all(square: Array) -> float:
@@ -86,18 +96,20 @@ def _largest(product: Callable[[Array], Array], *, size: int) -> float:
     steps = min(STEPS, size)
     reduced = np.zeros((steps, steps))  # tridiagonal; its lower triangle is all that is looked at
     for number in range(steps):
-        residual = product(vector) - beyond * previous
+        residual = product(vector)
+        residual -= beyond * previous
         reduced[number, number] = diagonal = float(residual @ vector)
         total += diagonal
         residual -= diagonal * vector
         beyond = math.sqrt(residual @ residual)
-        ends = beyond <= np.finfo(np.float32).eps * total or number == steps - 1
+        ends = beyond <= EPSILON * total or number == steps - 1
         if ends or (number >= FIRST - 1 and (number - FIRST + 1) % EVERY == 0):
             before, largest = largest, float(np.linalg.eigvalsh(reduced[: number + 1, : number + 1])[-1])
             if ends or largest - before <= SETTLED * largest:
                 break
         reduced[number + 1, number] = beyond
-        vector, previous = residual / beyond, vector
+        residual /= beyond
+        vector, previous = residual, vector
     return largest
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fanin.stats.batch_mode import batch_mode
-from fanin.stats.gains import layers_of, ratio
+from fanin.stats.gains import layers_of
+from fanin.stats.reductions import ratio
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fanin.evaluation import wide_dtype
-from fanin.stats.gains import layers_of, ratio
+from fanin.stats.gains import layers_of
 from fanin.stats.kinds import ACTIVATIONS
+from fanin.stats.reductions import ratio
 from fanin.stats.trail import Passed, following
 
 PERCENTILES = {"p15": 0.15, "p50": 0.5, "p85": 0.85}

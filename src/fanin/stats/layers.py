@@ -39,6 +39,7 @@ class LayerStats:
         self.level = level
         self._before: dict[str, Tensor] = {}
         self._percentiles: dict[str, Tensor] = {}  # at the last record, with level "full"
+        self._length = rms(images)
         now = {path: layer.weight.detach().clone() for path, layer in self.layers.items()} if level == "full" else {}
         self.initial = now if initial is None else initial
         self.histograms: dict[str, list[float]] = {}  # of each layer's weights, at the last `measure`
@@ -103,7 +104,7 @@ class LayerStats:
             logits = self.model.forward(self.images)  # not __call__: compiled code would not run the hooks
             loss = F.cross_entropy(logits, self.labels)
             gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        readings = {"forward/": rms(self.images), **trace.readings}
+        readings = {"forward/": self._length, **trace.readings}
         for path, gradient in zip(trained, gradients, strict=True):
             if gradient is not None:
                 readings[f"grad/{path}/norm"] = norm(gradient)

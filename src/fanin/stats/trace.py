@@ -43,20 +43,22 @@ class Trace:
         if f"{key}/mean" in self.readings:
             return
         self.readings[f"{key}/mean"], self.readings[f"{key}/std"] = moments(output)
-        units = output.movedim(-1 if isinstance(self.layers[path], nn.Linear) else 1, 0).flatten(1)
-        self.readings[f"{key}/dead"] = share(_dead(module, units))
-        self.readings[f"{key}/saturated"] = share(_saturated(module, output))
+        none = self.readings[f"{key}/mean"].new_zeros(())
+        dead, saturated = _dead(module, output, layer=self.layers[path]), _saturated(module, output)
+        self.readings[f"{key}/dead"] = none if dead is None else share(dead)
+        self.readings[f"{key}/saturated"] = none if saturated is None else share(saturated)
 
 
-def _dead(module: nn.Module, units: Tensor) -> Tensor:
-    """Which rows of `units` never leave 0; only a rectifier's units get no gradient then."""
-    if isinstance(module, RECTIFIERS):
-        return units.amax(1) <= 0
-    return torch.zeros_like(units[:, 0], dtype=torch.bool)
+def _dead(module: nn.Module, output: Tensor, *, layer: nn.Module) -> Tensor | None:
+    """Which units never leave 0; None where they cannot die: only a rectifier's get no gradient then."""
+    if not isinstance(module, RECTIFIERS):
+        return None
+    unit = output.ndim - 1 if isinstance(layer, nn.Linear) else 1
+    return output.amax([axis for axis in range(output.ndim) if axis != unit]) <= 0
 
 
-def _saturated(module: nn.Module, output: Tensor) -> Tensor:
-    """Which outputs lie in the outer 5 % of the bounded side or sides of the activation."""
+def _saturated(module: nn.Module, output: Tensor) -> Tensor | None:
+    """Which outputs lie in the outer 5 % of the bounded side or sides of the activation; None if it has none."""
     match module:
         case nn.Sigmoid() | nn.Hardsigmoid():
             return (output - 0.5).abs() > 0.45
@@ -69,4 +71,4 @@ def _saturated(module: nn.Module, output: Tensor) -> Tensor:
         case nn.SELU():
             return output < -0.95 * SELU_PLATEAU
         case _:
-            return torch.zeros_like(output, dtype=torch.bool)
+            return None

@@ -39,9 +39,9 @@ class Reading:
 def read(weight: Tensor) -> Reading:
     """Starts the work on the device and does not wait for it."""
     matrix = weight.detach().flatten(1)
-    wide = matrix.to(wide_dtype(matrix.device))
+    wide = matrix.to(wide_dtype(matrix.device), copy=True)
     mean_row = wide.mean(0)
-    distances = torch.linalg.vector_norm(wide - mean_row, dim=1)
+    distances = torch.linalg.vector_norm(wide.sub_(mean_row), dim=1)
     extremes = torch.stack(torch.aminmax(matrix.abs()))
     return Reading(matrix, mean_row, distances, extremes, spectrum.compact(matrix), sample(matrix))
 
