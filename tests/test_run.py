@@ -186,6 +186,17 @@ def test_divergence_is_a_result(project):
     assert len(digest.epochs) < 6 and "test/accuracy" in digest.end["metrics"]
 
 
+def test_the_probe_grows_with_the_data_set_and_not_with_what_a_run_takes_of_it(project, monkeypatch):
+    sizes = [(1797, 64), (4000, 64), (8000, 125), (16_384, 256), (60_000, 256)]
+    assert [run.probe_size(images, level="standard") for images, _ in sizes] == [size for _, size in sizes]
+    assert run.probe_size(1797, level="full") == 256
+    seen = []
+    monkeypatch.setattr(run, "LayerStats", lambda *_, images, **__: seen.append(len(images)))
+    for taken in (200, 1000):
+        train(configuration(*SMALL, f"data.n_train={taken}"), project / f"run{taken}", trainer=TRAINER)
+    assert seen == [64, 64]
+
+
 def test_early_stopping_ends_a_run_and_says_so(project):
     config = configuration(*SMALL, "regularization=early_stopping", "initializer=zeros", "epochs=60", "optimizer=sgd")
     digest = train(config | {"optimizer": config["optimizer"] | {"lr": 1e-12}}, project / "run")

@@ -83,13 +83,18 @@ MATRICES = {
 @pytest.mark.parametrize("name", MATRICES)
 def test_the_spectral_norm_is_the_largest_singular_value(name: str) -> None:
     matrix = MATRICES[name]
-    assert spectrum.spectral_norm(matrix) == pytest.approx(torch.linalg.svdvals(matrix.double())[0].item(), rel=1e-5)
+    largest = torch.linalg.svdvals(matrix.double())[0].item()
+    assert spectrum.spectral_norm(matrix) == pytest.approx(largest, rel=1e-5)
+    assert spectrum.finish(spectrum.gram(matrix)) == pytest.approx(largest, rel=1e-5)  # as from an accelerator
 
 
 def test_the_spectral_norm_of_nothing_is_0_and_of_infinities_nan() -> None:
     assert spectrum.spectral_norm(torch.zeros(5, 7)) == 0
-    assert math.isnan(spectrum.spectral_norm(torch.tensor([[1.0, torch.nan], [0.0, 1.0]])))
-    assert math.isnan(spectrum.spectral_norm(torch.tensor([[1.0, torch.inf], [0.0, 1.0]])))
+    assert spectrum.finish(spectrum.gram(torch.zeros(5, 7))) == 0
+    for value in (torch.nan, torch.inf):
+        matrix = torch.eye(50, 60)
+        matrix[3, 50] = value
+        assert math.isnan(spectrum.spectral_norm(matrix)) and math.isnan(spectrum.finish(spectrum.gram(matrix)))
 
 
 def test_a_gaussian_matrix_has_the_spectral_norm_and_stable_rank_of_theory() -> None:
@@ -117,6 +122,14 @@ def test_measuring_leaves_the_gradients_of_training_alone() -> None:
     measure(model)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
     assert all(not module._forward_hooks for module in model.modules())
+
+
+def test_measuring_leaves_weights_alone_in_whatever_precision() -> None:
+    for dtype in (torch.float32, torch.float64):
+        model = make_mlp().to(dtype)
+        before = [parameter.clone() for parameter in model.parameters()]
+        measure(model, IMAGES.to(dtype))
+        assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
 
 
 def test_the_update_ratio_of_a_gradient_step_is_lr_times_gradient_over_weights() -> None:
@@ -252,6 +265,16 @@ def test_gains_of_a_wide_he_network_are_one_as_mean_field_predicts() -> None:
     backward = [found[f"signal/layers.{index}/backward_gain"] for index in range(6)]
     assert math.prod(forward) ** (1 / 6) == pytest.approx(1, abs=0.05)
     assert math.prod(backward) ** (1 / 6) == pytest.approx(1, abs=0.05)
+
+
+def test_weights_of_nearly_0_are_counted_as_absent() -> None:
+    model = make_mlp()
+    with torch.no_grad():
+        model.layers[0].weight[0, :5] = 1e-8
+        model.layers[0].weight[1, :5] = -1.1e-8
+    found = measure(model)
+    assert found["weight/layers.0/sparsity"] == pytest.approx(5 / 240)
+    assert found["weight/layers.1/sparsity"] == 0
 
 
 def test_zero_weights_give_zeros_and_no_error() -> None:

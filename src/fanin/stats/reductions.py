@@ -10,9 +10,9 @@ from fanin.evaluation import wide_dtype
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population standard deviation; centred first, so that equal values have exactly none."""
-    wide = values.to(wide_dtype(values.device))
+    wide = values.to(wide_dtype(values.device), copy=True)
     mean = wide.mean()
-    return mean, rms(wide - mean)
+    return mean, rms(wide.sub_(mean))
 
 
 def rms(values: Tensor) -> Tensor:
