@@ -193,7 +193,7 @@ def test_the_probe_grows_with_the_data_set_and_not_with_what_a_run_takes_of_it(p
     seen = []
     monkeypatch.setattr(run, "LayerStats", lambda *_, images, **__: seen.append(len(images)))
     for taken in (200, 1000):
-        train(configuration(*SMALL, f"data.n_train={taken}"), project / f"run{taken}", trainer=TRAINER)
+        train(configuration(*SMALL, f"data.n_train={taken}"), project / f"run{taken}")
     assert seen == [64, 64]
 
 
