@@ -3,6 +3,7 @@
 const DEPTH = [
   ["signal_forward_gain", "forward gain of the signal, layer by layer", true],
   ["signal_backward_gain", "backward gain of the gradient, layer by layer", true],
+  ["signal_batch_backward_gain", "backward gain with batch norms as in training", true],
   ["grad_norm", "norm of the weight's gradient", true],
   ["activation_std", "standard deviation of the activations", true],
   ["activation_dead", "dead units (share)", false],
@@ -16,6 +17,9 @@ const TITLES = Object.fromEntries([
   ["weight_spectral_norm", "weights: spectral norm"],
   ["weight_stable_rank", "weights: stable rank"],
   ["activation_mean", "mean of the activations"],
+  ["activation_drift", "drift of what enters the activation, in units of its spread"],
+  ["grad_covariate_shift", "covariate shift of the gradient"],
+  ["grad_covariate_shift_cosine", "gradient before and after the layers below moved: cosine"],
 ]);
 
 // Where a variant's layers lie: its own first is 1, whatever the other variants have.
@@ -105,7 +109,7 @@ function epochSection() {
       : [...new Set(Array.from({ length: most }, (_, i) => Math.round((i * (wide - 1)) / (most - 1))))];
   const figures = pick().map((layer) => [layer, panel(place, layers.names[layer])]);
   const draw = () => {
-    const log = now.log ?? !/dead|saturated|mean|rank/.test(now.key);
+    const log = now.log ?? !/dead|saturated|mean|rank|cosine/.test(now.key);
     controls(
       "epochs",
       choose(

@@ -25,6 +25,7 @@ PER_LAYER = (
     *("signal_forward_gain", "signal_backward_gain", "grad_norm", "update_ratio"),
     *("activation_mean", "activation_std", "activation_dead", "activation_saturated"),
     *("weight_std", "weight_absmax", "weight_spectral_norm", "weight_stable_rank"),
+    *("signal_batch_backward_gain", "activation_drift", "grad_covariate_shift", "grad_covariate_shift_cosine"),
 )
 PART = re.compile(r"\d+|\D+")
 Array = NDArray[numpy.float64]
