@@ -1,6 +1,7 @@
 """From arguments to a study: what identifies it and its variants, and what is refused."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,6 +111,7 @@ def test_a_study_is_named_by_its_file_or_by_the_user_or_by_its_question(read):
 def test_the_identity_tells_questions_apart_and_nothing_else(read):
     first = read("+sweeps=race").identity()
     assert read("+sweeps=race", "hardware.workers=1", "tracking=none").identity() == first
+    assert replace(read("+sweeps=race"), sampler={"name": "grid", "window": 200}).identity() == first
     changes = difference(first, read("+sweeps=race", "epochs=3", "study.replicates=7").identity())
     assert [line.split(":")[0] for line in changes] == ["config.epochs", "replicates"]
     assert changes[1].endswith("-> 7")

@@ -176,7 +176,7 @@ class Study:
             "metric": [o.metric for o in self.objectives],
             "direction": [o.direction for o in self.objectives],
             "space": {axis.key: axis.text for axis in self.space.axes},
-            "sampler": dict(self.sampler),
+            "sampler": {key: value for key, value in self.sampler.items() if key not in MEMORY},
             "pruner": dict(self.pruner) if self.pruner else None,
             "racing": dict(self.racing) if self.racing else None,
             "replicates": self.replicates,
@@ -187,6 +187,7 @@ class Study:
         }
 
 
+MEMORY = ("window",)  # options of a sampler that say how much of its past it looks at: they change no question
 PLAIN = [f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")] + ["seconds"]
 LAYERED = ("weight", "grad", "update", "activation", "signal")  # of a layer: build.py knows which there are
 BETTER = {"accuracy": "maximize", "loss": "minimize", "seconds": "minimize"}
