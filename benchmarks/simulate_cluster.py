@@ -5,7 +5,7 @@ workers would finish them or, by default, as fast as they are taken; each sweep 
 Shipper through MLflow's server with accounts to PostgreSQL (as docker-compose.yml has them). Reported for every
 500 runs: runs and points a second, latency of requests by route, CPU time of a run, bytes in the database; at the end,
 reading the study back from PostgreSQL (FANIN_READ_URI) and through the server. It judges nothing, so `make bench`
-leaves it out; on 2 cores 10,000 runs take half an hour or more.
+leaves it out; on 2 cores 10,000 runs take 20 minutes.
 
     nice python benchmarks/simulate_cluster.py [--runs 10000] [--workers 64] [--sweeps 4] [--minutes 10]
 """
