@@ -33,6 +33,16 @@ def test_of_a_large_layer_a_sample_from_all_over_it_is_counted():
     assert numpy.abs(numpy.array(counts) / sum(counts) - whole / weight.numel()).max() < 0.01
 
 
+@pytest.mark.parametrize("shape", [(512, 784), (128, 64, 3, 3), (300, 9 * 11 * 13), (50_000, 1)], ids=str)
+def test_a_sample_has_weights_of_every_place_in_the_fan_in(shape):
+    fan_in = math.prod(shape[1:])
+    place = torch.arange(fan_in).reshape(shape[1:]).expand(shape)
+    found = sample(place.float())
+    assert SAMPLE / 2 <= len(found) <= 2 * SAMPLE
+    times = torch.bincount(found.long(), minlength=fan_in)
+    assert times.min() >= 1 and times.max() - times.min() <= 1
+
+
 @pytest.mark.parametrize("value", [0.0, 0.5, -1e30])
 def test_equal_weights_are_in_one_bin(value):
     bound, *counts = histogram(sample(torch.full((4, 5), value)))

@@ -11,9 +11,12 @@ SAMPLE = 8192  # weights of a layer that are looked at: enough for a picture, in
 
 
 def sample(weight: Tensor) -> Tensor:
-    """All weights, or of a large layer every k-th; float32, flat."""
+    """All of `weight` (units, ...), or of a large layer every k-th, from all over a unit's fan-in; float32, flat."""
     values = weight.detach().flatten()
-    return values[:: max(1, len(values) // SAMPLE) | 1].float()  # an odd stride walks through all columns
+    stride, fan_in = max(1, len(values) // SAMPLE), weight[0].numel()
+    while math.gcd(stride, fan_in) > 1:  # else it would come back to the same columns before it saw the others
+        stride += 1
+    return values[::stride].float()
 
 
 def histogram(values: Tensor) -> list[float]:
