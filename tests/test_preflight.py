@@ -108,6 +108,15 @@ def test_units_with_the_same_weights_but_different_biases_are_not_the_same():
     assert twins(model) == "layers.1"
 
 
+@pytest.mark.parametrize("scale", [1e-30, math.nan])
+def test_units_of_tiny_or_broken_weights_are_no_copies(scale):
+    model = Mlp(in_shape=(1, 2, 2), classes=3, widths=[4, 4], activation="tanh", norm="none", dropout=0.0)
+    nn.init.zeros_(model.layers[0].bias)
+    with torch.no_grad():
+        model.layers[0].weight *= scale
+    assert twins(model) == ""
+
+
 def test_a_flight_takes_milliseconds(project):
     config = configuration("tracking=none")
     TRAINER("preflight", [config], Listener())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fanin import models, spectrum
 from fanin.models.mlp import Mlp
-from fanin.stats import LayerStats
+from fanin.stats import LayerStats, transfer
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -76,6 +76,9 @@ MATRICES = {
     "two equal tops": torch.diag(torch.tensor([3.0, 3.0, 1.0, 0.5])),
     "tiny": torch.randn(64, 64, generator=generator()) * 1e-30,
     "huge": torch.randn(64, 64, generator=generator()) * 1e30,
+    "of the largest floats": torch.rand(64, 90, generator=generator()) * 3.4e38,
+    "of the largest floats, of both signs": (torch.rand(64, 90, generator=generator()) * 2 - 1) * 3.4e38,
+    "of the largest floats, small": (torch.rand(9, 8, generator=generator()) * 2 - 1) * 3.4e38,
     "ill-conditioned": torch.diag(10.0 ** -torch.arange(12)),
 }
 
@@ -305,6 +308,34 @@ def test_broken_weights_are_measured_without_an_error(value: float) -> None:
     assert math.isfinite(found["weight/layers.0/norm"])
     norm = found["weight/layers.1/norm"]
     assert norm == pytest.approx(value * 84**0.5, rel=1e-6, nan_ok=True)
+
+
+def test_an_accelerator_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_mlp()
+    stats = LayerStats(model, images=IMAGES, labels=LABELS)
+    expected, histograms = stats.measure(), stats.histograms
+    fetch, fetched = Tensor.cpu, []
+
+    def counted(tensor: Tensor) -> Tensor:
+        fetched.append(tensor)
+        return fetch(tensor)
+
+    monkeypatch.setattr(Tensor, "cpu", counted)
+    monkeypatch.setattr(transfer, "at_hand", lambda tensor: False)
+    assert (stats.measure(), stats.histograms) == (expected, histograms)
+    assert len(fetched) == 1
+
+
+def test_what_is_fetched_together_comes_back_as_it_was() -> None:
+    tensors = [
+        torch.tensor([[math.pi, -math.inf], [1e-320, 5e300]], dtype=torch.float64),
+        torch.tensor([0.1, 3.4e38, 1e-45, -0.0]),
+        torch.tensor(0.1, dtype=torch.bfloat16),
+        torch.zeros(0, 3),
+    ]
+    found = transfer.unpack(transfer.pack(tensors), tensors)
+    for tensor, back in zip(tensors, found, strict=True):
+        assert back.dtype == tensor.dtype and back.shape == tensor.shape and torch.equal(back, tensor)
 
 
 def test_a_layer_the_model_does_not_use_has_its_weights_measured_only() -> None:

@@ -25,8 +25,8 @@ from fanin.diagnose import EXPLODED, STEEP, SYMMETRIC, VANISHED
 from fanin.stats.gains import Gains, layers_of, measure_gains
 from fanin.stats.kinds import ACTIVATIONS, DROPOUTS
 from fanin.stats.prediction import predict
-from fanin.stats.reductions import row_spread
 from fanin.stats.trail import Passed, following
+from fanin.stats.weights import row_spread
 
 BATCH = 64  # images
 
@@ -92,7 +92,7 @@ def twins(model: nn.Module, *, hidden: Container[str]) -> str:
     if any(isinstance(module, DROPOUTS) and float(getattr(module, "p", 0)) > 0 for module in model.modules()):
         return ""
     for path, layer in layers_of(model).items():
-        alike = len(layer.weight) > 1 and float(row_spread(layer.weight.detach().flatten(1))) <= SYMMETRIC
+        alike = len(layer.weight) > 1 and row_spread(layer.weight) <= SYMMETRIC
         bias = layer.bias
         if path in hidden and alike and (bias is None or bool(torch.all(bias == bias[0]))):
             return path

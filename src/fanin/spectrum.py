@@ -20,6 +20,7 @@ FIRST, EVERY = 8, 2  # steps after which the process may end,
 SETTLED = 1e-5  # when the eigenvalue has grown by no more since the last look: it is 1e-6 from its limit then
 SMALL = 32  # rows or columns up to which all eigenvalues cost less than the process
 
+LARGE = 1e30  # above it, what a product with a unit vector gives may be infinite in float32
 EPSILON = float(np.finfo(np.float32).eps)
 Array = NDArray[Any]
 
@@ -67,12 +68,19 @@ def _of_matrix(matrix: Array) -> float:
     size = len(wide)
     image = _start(size) @ wide
     scale = float(np.abs(image).max())  # of the order of the matrix; it sees each entry
-    if not math.isfinite(scale) or scale == 0:
-        return scale * 0
+    if not scale <= LARGE:
+        return _of_large(wide)
+    if scale == 0:
+        return 0.0
     if size <= SMALL:
         short = wide.astype(np.float64) / scale
         return scale * math.sqrt(max(_all(short @ short.T), 0.0))
     return scale * math.sqrt(max(_largest(lambda vector: _square(wide, vector, scale=scale), size=size), 0.0))
+
+
+def _of_large(wide: Array) -> float:
+    largest = float(np.abs(wide).max())
+    return largest * _of_matrix(wide / np.float32(largest)) if math.isfinite(largest) else math.nan
 
 
 def _square(wide: Array, vector: Array, *, scale: float) -> Array:

@@ -18,6 +18,7 @@ from fanin.stats.prediction import predict
 from fanin.stats.reductions import norm, ratio, rms
 from fanin.stats.trace import Trace
 from fanin.stats.trail import following
+from fanin.stats.transfer import to_host
 
 
 class LayerStats:
@@ -62,12 +63,15 @@ class LayerStats:
             readings = {path: weights.read(layer.weight) for path, layer in self.layers.items()}
             numbers = self._read_updates() | self._read_probe()
         updated, self._before = list(self._before), {}
-        found = _fetch(numbers)
+        ((first,), *parts) = to_host([[torch.stack(list(numbers.values()))], *readings.values()])
+        found = dict(zip(numbers, first.tolist(), strict=True))
         for path in updated:
             found[f"update/{path}/ratio"] = ratio(found.pop(f"step/{path}"), found.pop(f"from/{path}"))
         _summarise_signal(found)
+        readings = {path: weights.Reading(*part) for path, part in zip(readings, parts, strict=True)}
         for path, reading in readings.items():
-            found |= {f"weight/{path}/{name}": value for name, value in weights.summarise(reading).items()}
+            values = weights.summarise(reading, self.layers[path].weight)
+            found |= {f"weight/{path}/{name}": value for name, value in values.items()}
         self.histograms = {path: weights.count(reading) for path, reading in readings.items()}
         return found | (self._measure_costly() | self._measure_in_batch_mode(lr) if self.level == "full" else {})
 
@@ -120,8 +124,3 @@ def _take(found: dict[str, float], prefix: str) -> dict[str, float]:
     """Move the entries whose key starts with `prefix` out of `found`, in their order."""
     keys = [key for key in found if key.startswith(prefix)]
     return {key.removeprefix(prefix): found.pop(key) for key in keys}
-
-
-def _fetch(numbers: dict[str, Tensor]) -> dict[str, float]:
-    """Bring all numbers to the host in one transfer."""
-    return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))

@@ -16,24 +16,18 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rms(values: Tensor) -> Tensor:
+    """The root mean square of all entries, a scalar on their device."""
     return norm(values) / values.numel() ** 0.5
 
 
 def norm(values: Tensor) -> Tensor:
+    """The Euclidean norm of all entries, a scalar on their device."""
     return torch.linalg.vector_norm(values, dtype=wide_dtype(values.device))
 
 
 def share(mask: Tensor) -> Tensor:
     """The fraction of entries that are true."""
     return mask.sum().to(wide_dtype(mask.device)) / mask.numel()
-
-
-def row_spread(matrix: Tensor) -> Tensor:
-    """max_i |w_i - mean row| / |mean row|; 0 where all rows are equal, zeros included."""
-    mean = matrix.mean(0)
-    largest = torch.linalg.vector_norm(matrix - mean, dim=1).amax()
-    common = torch.linalg.vector_norm(mean)
-    return torch.where(largest > 0, largest / common, 0.0).to(wide_dtype(matrix.device))
 
 
 def ratio(part: float, whole: float) -> float:
@@ -44,4 +38,5 @@ def ratio(part: float, whole: float) -> float:
 
 
 def square(value: float) -> float:
-    return value * value  # infinite where value**2 would raise
+    """value^2, infinite where `**` would raise."""
+    return value * value
