@@ -13,9 +13,9 @@ from optuna.samplers._tpe import sampler as optunas
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from fanin.errors import ConfigError
-from fanin.sweep.excerpt import BELOW, Excerpts
+from fanin.sweep.excerpt import BELOW, Excerpt, Excerpts
 from fanin.sweep.grammar import parse
-from fanin.sweep.samplers import excerpts_for
+from fanin.sweep.samplers import build_sampler, excerpts_for
 from fanin.sweep.search import Search
 from fanin.sweep.space import Space
 
@@ -165,6 +165,34 @@ def test_the_best_are_those_that_optuna_takes_from_all_and_the_others_the_most_r
     assert numbers(split[0]) == numbers(best) and set(numbers(split[1])) < set(numbers(rest))
     assert numbers(split[1]) == sorted(set(numbers(excerpt.trials)) - set(numbers(best)))
     assert set(numbers(split[1])) - set(numbers(excerpt.split(running=False)[1])) == set(running)
+
+
+def branched(count: int) -> list[FrozenTrial]:
+    """Trials of which only early, bad ones took the branches that have axes of their own."""
+    names = [("x", "m"), ("x", "n", "k"), ("x", "n")] + [("x",)] * (count - 3)
+    kind, trials = FloatDistribution(0, 1), []
+    for number, axes in enumerate(names):
+        params, kinds = dict.fromkeys(axes, 0.5), dict.fromkeys(axes, kind)
+        trials.append(create_trial(value=1 / (number + 1), params=params, distributions=kinds))
+        trials[-1].number = number
+    return trials
+
+
+@pytest.mark.parametrize("space", [NESTED, MIXED], ids=["conditional", "plain"])
+def test_axes_are_grouped_as_in_the_whole_history(space: Space) -> None:
+    trials, study = branched(60), optuna.create_study()
+    study.add_trials(trials)
+    asked = study.ask()._cached_frozen_trial
+    excerpt = Excerpts(WINDOW, direction="minimize").of(trials)
+    assert not any("m" in trial.params for trial in excerpt.trials)
+
+    def groups(excerpt: Excerpt | None) -> tuple[Any, Any]:
+        sampler: Any = build_sampler({"name": "tpe"}, space, objectives=1, seed=0, number=60, excerpt=excerpt)
+        axes = sampler.infer_relative_search_space(study, asked)
+        return list(axes.items()), sampler._search_space_group and sampler._search_space_group.search_spaces
+
+    assert groups(excerpt) == groups(None)
+    assert [name for name, _ in groups(excerpt)[0]] == (["x", "m", "n", "k"] if space is NESTED else ["x"])
 
 
 def test_the_order_in_which_trials_end_and_are_looked_at_is_no_matter() -> None:

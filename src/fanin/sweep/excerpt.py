@@ -4,7 +4,8 @@ Optuna's TPE goes through all earlier trials, in Python, at every ask. What it m
 the best few (`BELOW` at most, however many there are), one of all others, in which the older ones weigh less. So an
 excerpt takes little away: the best trials by Optuna's own order, the most recent `window` of the others, and all that
 are running. Up to `window` + `BELOW` finished trials the excerpt is the history and every draw is Optuna's own. Which
-axes all trials have in common is known of the whole history.
+axes all trials have in common, or with conditions which occur together, is known of the whole history: an axis of a
+branch that was given up long ago stays in a group of its own.
 
 The excerpt is a function of the finished trials, not of the order in which they ended or were looked at, so a search
 that is resumed draws what the uninterrupted one would have drawn.
@@ -15,7 +16,7 @@ Bergstra et al., Algorithms for Hyper-Parameter Optimization (2011); Bergstra et
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
@@ -28,18 +29,20 @@ from optuna.samplers._tpe.sampler import default_gamma
 from optuna.trial import FrozenTrial, TrialState
 
 BELOW = 25  # default_gamma goes no higher
+Axes = frozenset[tuple[str, BaseDistribution]]
 
 
 @dataclass(frozen=True)
 class Excerpt:
     """The trials that TPE is shown: the best in Optuna's order, the most recent of the others and the running ones in
-    that of their numbers. Of all finished ones: their count, and the axes that they have in common."""
+    that of their numbers. Of all finished ones: their count, and the first of each kind (by its axes), in
+    which Optuna finds the same groups of axes as in all."""
 
     best: Sequence[FrozenTrial]
     recent: Sequence[FrozenTrial]
     running: Sequence[FrozenTrial]
     finished: int
-    common: Mapping[str, BaseDistribution]
+    kinds: Sequence[FrozenTrial]
 
     @cached_property
     def trials(self) -> list[FrozenTrial]:
@@ -61,7 +64,7 @@ class Excerpts:
         self._recent: list[FrozenTrial] = []  # of the others, by number
         self._open: set[int] = set()  # the trials that had not ended
         self._seen = self._finished = 0
-        self._common: dict[str, BaseDistribution] = {}
+        self._kinds: dict[Axes, FrozenTrial] = {}  # the first trial of each
 
     @property
     def start(self) -> int:
@@ -77,14 +80,14 @@ class Excerpts:
         self._open = {trial.number for trial in fresh if not trial.state.is_finished()}
         self._seen = max(self._seen, *(trial.number + 1 for trial in fresh), 0)
         running = [trial for trial in fresh if trial.state == TrialState.RUNNING]
-        return Excerpt(list(self._best), list(self._recent), running, self._finished, self._common)
+        kinds = sorted(self._kinds.values(), key=_number)
+        return Excerpt(list(self._best), list(self._recent), running, self._finished, kinds)
 
     def _take_in(self, trial: FrozenTrial) -> None:
         """What leaves the best has `BELOW` better ones for good, and what leaves the recent `window` more recent ones:
         neither comes back, whatever is taken in later."""
-        kinds = trial.distributions
-        common = self._common.items() if self._finished else kinds.items()
-        self._common = {name: kind for name, kind in common if kinds.get(name) == kind}
+        axes = frozenset(trial.distributions.items())
+        self._kinds[axes] = min(self._kinds.get(axes, trial), trial, key=_number)
         self._finished += 1
         bisect.insort(self._best, trial, key=partial(_rank, sign=self._sign))
         if len(self._best) > BELOW:
@@ -116,19 +119,17 @@ class ExcerptSampler(TPESampler):
         self._excerpt = excerpt
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        if self._group or not self._is_multivariate(study):
-            return super().infer_relative_search_space(self._shown(study), trial)
-        return {name: kind for name, kind in sorted(self._excerpt.common.items()) if not kind.single()}
+        return super().infer_relative_search_space(_shown(study, self._excerpt.kinds), trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return super().sample_relative(self._shown(study), trial, search_space)
+        return super().sample_relative(_shown(study, self._excerpt.trials), trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return super().sample_independent(self._shown(study), trial, param_name, param_distribution)
+        return super().sample_independent(_shown(study, self._excerpt.trials), trial, param_name, param_distribution)
 
     def _sample(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -152,8 +153,9 @@ class ExcerptSampler(TPESampler):
             for name, kind in search_space.items()
         }
 
-    def _shown(self, study: optuna.Study) -> optuna.Study:
-        return cast(optuna.Study, _Shown(study, self._excerpt.trials))
+
+def _shown(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:
+    return cast(optuna.Study, _Shown(study, trials))
 
 
 class _Shown:
