@@ -75,18 +75,20 @@ FUNCTIONS = {"branin": (branin, 0.0), "hartmann": (hartmann, 0.0), "noisy": (noi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--windows", default="0,100,200")
+    parser.add_argument("--windows", default="0,100,200", help="with 0 among them")
     parser.add_argument("--seeds", default="10", help="how many, or FIRST:END")
     parser.add_argument("--trials", type=int, default=500)
     parser.add_argument("--functions", default=",".join(FUNCTIONS))
     options = parser.parse_args()
     windows = [int(window) for window in options.windows.split(",")]
+    if 0 not in windows:
+        parser.error("--windows: 0 must be among them, all of the history, which the others are compared with")
     first, _, end = options.seeds.rpartition(":")
     seeds = range(int(first or 0), int(end))
     for name in options.functions.split(","):
         found = {window: [regret(name, window, seed, options.trials) for seed in seeds] for window in windows}
         for window, regrets in found.items():
-            compare(name, window, regrets, found[windows[0]])
+            compare(name, window, regrets, found[0])
 
 
 def compare(name: str, window: int, regrets: list[float], whole: list[float]) -> None:
