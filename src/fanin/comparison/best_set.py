@@ -60,4 +60,5 @@ def _pairwise_t(arranged: Array) -> Array:
 
 
 def members(p_values: Sequence[float] | Array, *, confidence: float) -> NDArray[numpy.bool_]:
+    """Which levels are in the set: their p-values (levels,) exceed 1 - `confidence`."""
     return numpy.asarray(p_values) > 1 - confidence

@@ -32,6 +32,7 @@ class Rules:
 
     @property
     def alpha(self) -> float:
+        """The share of families in which a true null hypothesis may be rejected."""
         return 1 - self.confidence
 
     def fewest(self, comparisons: int) -> int:

@@ -8,6 +8,7 @@ WIDTH = 100
 
 
 def name(level: Hashable) -> str:
+    """A level as people write it: 4 significant digits of a float."""
     return f"{level:.4g}" if isinstance(level, float) else str(level)
 
 
@@ -17,6 +18,7 @@ def number(value: float) -> str:
 
 
 def percent(share: float) -> str:
+    """A share between 0 and 1 in percent, 3 significant digits."""
     return f"{100 * share:.3g} %"
 
 
@@ -26,6 +28,7 @@ def probability(p: float) -> str:
 
 
 def with_half(mean: float, half: float) -> str:
+    """A mean and the half width of its interval, in the unit of the metric; NaN (of one replicate): no interval."""
     return number(mean) if math.isnan(half) else f"{number(mean)} ± {number(half)}"
 
 
@@ -44,5 +47,6 @@ def _cut(text: str, width: int) -> str:
 
 
 def wrap(line: str, indent: str = "") -> str:
+    """Lines of at most `WIDTH` columns; those after the first are indented further."""
     later = indent + "  "
     return textwrap.fill(line, WIDTH, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)

@@ -34,6 +34,7 @@ MLP = "dbn pretrains a multi-layer perceptron: linear layers, each fed by the ac
 def check_dbn(
     model: nn.Module, *, in_shape: tuple[int, ...], count: int, scale: str, visible: str, held_out: float
 ) -> None:
+    """Raise a ConfigError for a model, a scale of the pixels or a split of the `count` images that dbn cannot use."""
     if visible not in rbm.VISIBLE:
         raise unknown("initializer.visible", visible, rbm.VISIBLE)
     wrong, right, other = {"binary": ("standard", "unit", "gaussian"), "gaussian": ("unit", "standard", "binary")}[
@@ -110,6 +111,7 @@ def draw(layer: nn.Linear, path: str, *, std: float, streams: Streams) -> Tensor
 
 
 def held_out_count(count: int, share: float) -> int:
+    """How many of `count` images the `share` is: at least one."""
     return max(1, round(count * share))
 
 

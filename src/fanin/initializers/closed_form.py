@@ -23,11 +23,14 @@ from fanin.errors import require
 
 @dataclass(frozen=True)
 class Fans:
+    """How many inputs a unit has, and how many units an input reaches."""
+
     fan_in: int
     fan_out: int
 
 
 def fans(weight: Tensor) -> Fans:
+    """The fans of a weight of shape (units out, units in, *kernel)."""
     units_out, units_in, *kernel = weight.shape
     return Fans(fan_in=units_in * prod(kernel), fan_out=units_out * prod(kernel))
 
@@ -91,14 +94,17 @@ def symmetric_uniform(weight: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def fill(weight: Tensor, values: Tensor) -> None:
+    """Copy `values` into `weight`, whatever its type and device; autograd does not hear of it."""
     weight.copy_(values)
 
 
 def require_number(option: str, value: object) -> None:
+    """Raise a ConfigError for an option that is no finite number; True and False are none."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     require(is_number, f"initializer.{option}", "must be a finite number", value)
 
 
 def require_positive(option: str, value: float) -> None:
+    """Raise a ConfigError for an option that is no finite number above 0."""
     require_number(option, value)
     require(value > 0, f"initializer.{option}", "must be above 0", value)

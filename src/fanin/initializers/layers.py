@@ -163,6 +163,7 @@ def check_bias(bias: str | float | None, *, filled: bool) -> None:
 
 
 def fill_bias(module: nn.Linear | _ConvNd, tensor: Tensor, bias: str | float, generator: torch.Generator) -> None:
+    """Fill the bias `tensor` of `module`: a constant, or as torch does, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     if bias == "torch_default":
         fan_in = fans(next(blocks(module, module.weight))).fan_in
         fill(tensor, symmetric_uniform(tensor, generator) / sqrt(fan_in))
@@ -171,6 +172,7 @@ def fill_bias(module: nn.Linear | _ConvNd, tensor: Tensor, bias: str | float, ge
 
 
 def make_identity(norm: nn.Module) -> None:
+    """Scale 1 and shift 0, of a norm that has them."""
     for name, parameter in norm.named_parameters(recurse=False):
         nn.init.constant_(parameter, 0.0 if name == "bias" else 1.0)
 
@@ -186,4 +188,5 @@ def blocks(module: nn.Linear | _ConvNd, weight: Tensor) -> Iterator[Tensor]:
 
 
 def parameter_path(layer_path: str, name: str) -> str:
+    """As in `named_parameters`, where the path of the model itself is empty."""
     return f"{layer_path}.{name}" if layer_path else name

@@ -42,11 +42,13 @@ GRADINIT = {
 
 
 def check_metainit(model: nn.Module, *, weight: Callable[..., None], in_shape: tuple[int, ...]) -> None:
+    """Raise a ConfigError for options or a model that metainit cannot use."""
     check_weight(model, weight, option="weight", in_shape=in_shape)
     check_derivatives(model, in_shape, lambda loss, parameters: gradient_quotient(loss, parameters, eps=1.0))
 
 
 def brief_steps(*, steps: int, batch_size: int, count: int) -> Rehearsal:
+    """The first `BRIEF` steps."""
     few = min(steps, BRIEF)
     return Rehearsal({"steps": few}, min(count, 2 * batch_size), steps / few)
 
@@ -118,6 +120,7 @@ def gradient_quotient(loss: Tensor, parameters: Sequence[Tensor], *, eps: float)
 
 @torch.no_grad()
 def resize(tensor: Tensor, norm: float) -> None:
+    """Scale `tensor` in place to the Euclidean `norm`; one of zeros has no direction and stays."""
     old = tensor.norm()
     if old > 0:
         tensor.mul_(norm / old)
@@ -144,6 +147,7 @@ def check_derivatives(
 
 
 def check_gradinit(model: nn.Module, *, weight: Callable[..., None], update: str, in_shape: tuple[int, ...]) -> None:
+    """Raise a ConfigError for options or a model that gradinit cannot use."""
     check_weight(model, weight, option="weight", in_shape=in_shape)
     check_derivatives(model, in_shape, lambda loss, parameters: energy_of(differentiable(loss, parameters)))
     if update not in UPDATES:
@@ -161,6 +165,8 @@ class Scales:
     moments: dict[str, list[tuple[int, float, float]]] = field(default_factory=dict)
 
     def descend(self, slopes: Sequence[float], *, of: str) -> None:
+        """One step of Adam (Kingma and Ba 2015) on the values, by their slopes, each clipped, with the moments kept for
+        the loss named `of`."""
         state = self.moments.setdefault(of, [(0, 0.0, 0.0)] * len(slopes))
         for place, slope in enumerate(slopes):
             slope = max(-self.clip, min(self.clip, slope))
@@ -260,4 +266,5 @@ def energy_of(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def slopes(value: Tensor, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of `value`, a plain number then; 0 for inputs it does not depend on."""
     return torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)

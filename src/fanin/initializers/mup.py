@@ -84,6 +84,8 @@ class Mup:
 
 
 def rule(optimizer: Callable[..., Optimizer]) -> dict[str, int]:
+    """By kind of parameter, the power of the width ratio that multiplies its learning rate (Yang et al. 2022, table 3).
+    Raises ConfigError for an optimizer without a rule."""
     classes = optimizer.__mro__ if isinstance(optimizer, type) else ()
     found = next((RULES[c] for c in classes if c in RULES), None)
     if found is None:
@@ -96,6 +98,7 @@ def rule(optimizer: Callable[..., Optimizer]) -> dict[str, int]:
 
 
 def own(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the module itself, not those of its parts."""
     return list(module.parameters(recurse=False))
 
 

@@ -120,6 +120,7 @@ def draw_binary(mean: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def draw_normal(mean: Tensor, generator: torch.Generator) -> Tensor:
+    """N(mean, 1), in the shape of `mean`."""
     return mean + torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
 
 
@@ -158,5 +159,7 @@ def train(
 
 
 def free_energy_gap(rbm: Rbm, images: Tensor, held_out: Tensor) -> float:
+    """Mean free energy, in nats, of the trained images minus that of the held-out ones, at most `MONITORED` of each; it
+    falls as the machine overfits (Hinton 2010, section 6)."""
     trained, others = (free_energy(rbm, part[:MONITORED]).mean() for part in (images, held_out))
     return (trained - others).item()

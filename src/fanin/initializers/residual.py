@@ -21,6 +21,7 @@ Weight = Callable[..., None]
 
 
 def check_fixup(model: nn.Module, *, weight: Weight, in_shape: tuple[int, ...]) -> None:
+    """Raise a ConfigError for options or a model without branches that fixup can set."""
     check_branches(model, name="fixup", branch="fixup", needs=(Gate, Shift))
     check_weight(model, weight, option="weight", in_shape=in_shape)
 
@@ -45,6 +46,7 @@ def fixup(model: nn.Module, *, streams: Streams, in_shape: tuple[int, ...], weig
 
 
 def check_skipinit(model: nn.Module, *, weight: Weight, alpha: float, in_shape: tuple[int, ...]) -> None:
+    """Raise a ConfigError for options or a model without branches that skipinit can set."""
     require_number("alpha", alpha)
     check_branches(model, name="skipinit", branch="gated", needs=(Gate,))
     check_weight(model, weight, option="weight", in_shape=in_shape)
@@ -61,6 +63,7 @@ def skipinit(model: nn.Module, *, streams: Streams, in_shape: tuple[int, ...], w
 
 
 def check_rezero(model: nn.Module, *, weight: Weight, in_shape: tuple[int, ...]) -> None:
+    """Raise a ConfigError for options or a model without branches that rezero can set."""
     check_branches(model, name="rezero", branch="gated", needs=(Gate,))
     check_weight(model, weight, option="weight", in_shape=in_shape)
 
@@ -89,6 +92,7 @@ def check_branches(model: nn.Module, *, name: str, branch: str, needs: tuple[typ
 
 
 def blocks(model: nn.Module) -> list[Block]:
+    """The residual blocks, in the order in which they were built."""
     return [module for module in model.modules() if isinstance(module, Block)]
 
 
@@ -99,6 +103,7 @@ def layers(block: Block) -> tuple[nn.Linear | _ConvNd, nn.Linear | _ConvNd]:
 
 
 def set_numbers(block: Block, *, gate: float) -> None:
+    """Set the branch's multipliers to `gate` and its shifts to 0."""
     for module in block.branch:
         if isinstance(module, Gate):
             nn.init.constant_(module.weight, gate)

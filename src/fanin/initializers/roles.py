@@ -29,10 +29,12 @@ class Layer:
 
     @property
     def first(self) -> bool:
+        """Whether it is given the images."""
         return self.position == 0
 
     @property
     def last(self) -> bool:
+        """Whether it gives the logits."""
         return self.position == self.count - 1
 
 
@@ -53,6 +55,7 @@ def survey(model: nn.Module, in_shape: tuple[int, ...]) -> dict[str, Layer]:
 
 
 def units_out(module: nn.Linear | _ConvNd) -> int:
+    """Features or channels out."""
     return module.out_features if isinstance(module, nn.Linear) else module.out_channels
 
 

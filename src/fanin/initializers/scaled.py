@@ -104,12 +104,14 @@ def edge_of_chaos(
 
 
 def xavier_std(weight: Tensor, gain: float) -> float:
+    """gain sqrt(2 / (fan_in + fan_out)) (Glorot and Bengio 2010). Raises ConfigError for a gain of 0 or less."""
     require_positive("gain", gain)
     fan = fans(weight)
     return gain * sqrt(2 / (fan.fan_in + fan.fan_out))
 
 
 def he_std(weight: Tensor, gain: float, mode: str, slope: float) -> float:
+    """gain / sqrt((1 + slope^2) fan), of the fan that `mode` names (He et al. 2015); a ConfigError for another."""
     require_positive("gain", gain)
     require_number("slope", slope)
     if mode not in ("fan_in", "fan_out"):

@@ -151,6 +151,7 @@ def hadamard(rows: int, columns: int, *, device: torch.device) -> Tensor:
 
 
 def require_wide(weight: Tensor, layer: Layer, name: str) -> None:
+    """Raise a ConfigError for a first layer of fewer units than inputs: it would look at some of them only."""
     units_out, units_in = weight.shape[:2]
     if layer.first and not layer.last and units_out < units_in:
         example = f", such as model.widths=[{units_in},256]" if weight.dim() == 2 else ""

@@ -23,6 +23,7 @@ CONSTANT = 1e-12  # a variance below this is rounding
 
 
 def check_lsuv(model: nn.Module, *, weight: Callable[..., None], in_shape: tuple[int, ...], count: int) -> None:
+    """Raise a ConfigError for options, or fewer than two training images, that lsuv cannot use."""
     check_weight(model, weight, option="weight", in_shape=in_shape)
     if count < 2:
         raise ConfigError("initializer: lsuv measures a variance: it needs at least 2 training images (data.n_train)")
@@ -71,6 +72,7 @@ def lsuv(
 
 
 def rescale(layer: nn.Linear | _ConvNd, inputs: Tensor, *, path: str, tolerance: float, iterations: int) -> None:
+    """Divide the weight of `layer` until its output on `inputs` has variance 1; a ConfigError where it has none."""
     for _ in range(iterations):
         variance = layer.forward(inputs).var(correction=0).item()
         if variance <= CONSTANT:

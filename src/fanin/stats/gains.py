@@ -23,6 +23,7 @@ class Gains:
     backward: dict[str, float]
 
     def metrics(self, prefix: str = "") -> dict[str, float]:
+        """By their keys, signal/L/<prefix>forward_gain and backward_gain."""
         forward = {f"signal/{path}/{prefix}forward_gain": gain for path, gain in self.forward.items()}
         return forward | {f"signal/{path}/{prefix}backward_gain": gain for path, gain in self.backward.items()}
 
@@ -53,6 +54,7 @@ def measure_gains(model: nn.Module, images: Tensor, labels: Tensor) -> Gains:
 
 
 def layers_of(model: nn.Module) -> dict[str, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    """The linear and convolutional layers by path, in the order in which they were built."""
     modules: Iterable[tuple[str, nn.Module]] = model.named_modules()
     return {path or "model": module for path, module in modules if isinstance(module, LAYERS)}
 

@@ -22,6 +22,7 @@ class Trace:
         self.readings: dict[str, Tensor] = {}
 
     def read(self, module: nn.Module, given: Tensor, output: Tensor, source: Passed | None) -> None:
+        """A reader for `following` (trail.py): notes what the layer's or activation's output shows."""
         if module in self.paths:
             self._read_layer(self.paths[module], output)
         elif source and isinstance(module, ACTIVATIONS):
