@@ -58,7 +58,7 @@ def unit_gain(phi: Activation) -> float:
 
 
 def length_map(phi: Activation, q: float, *, sigma_w2: float, sigma_b2: float = 0.0, keep: float = 1.0) -> float:
-    """q_l from q_{l-1}."""
+    """q_l from q_{l-1} = `q`: mean squares of a layer's z, as the module's table defines them."""
     return sigma_w2 * float(_at(phi, q).square) / keep + sigma_b2
 
 

@@ -28,7 +28,8 @@ def covariate_shift(model: nn.Module, images: Tensor, labels: Tensor, *, lr: flo
 
     G is the gradient of the mean cross-entropy by layer L's weights and biases, G' the same after all parameters
     that the pass meets before L have taken a step of `lr` down their own gradient, those of L and above as they
-    were. The first layer has none below: 0 and 1. A backward pass and one more a layer, in `batch_mode`.
+    were; both of images (N, ...) with their labels (N,). The first layer has none below: 0 and 1. A backward pass
+    and one more a layer, in `batch_mode`.
     Afterwards every parameter has its bits again.
     """
     stages = stages_of(model, images)

@@ -14,7 +14,8 @@ Product = Callable[[Tensor], Tensor]
 
 
 def curvature(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """curvature/sharpness, curvature/gradient_quotient and curvature/noise_scale of the mean cross-entropy."""
+    """curvature/sharpness, curvature/gradient_quotient and curvature/noise_scale (in images) of the mean cross-entropy,
+    in nats, of images (N, ...) with their labels (N,), by all trained parameters, in the mode the model is in."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with torch.enable_grad():
         loss = F.cross_entropy(model.forward(images), labels)

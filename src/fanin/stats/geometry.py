@@ -13,8 +13,9 @@ ALIKE = 64  # inputs whose pairs are compared
 
 
 def shapes(model: nn.Module, images: Tensor, initial: Mapping[str, Tensor]) -> dict[str, float]:
-    """weight/L/effective_rank, init_distance and init_cosine; signal/L/correlation; jacobian/mean_singular_value.
-    `initial`: the weights by path as they were initialized; layers that are missing there have no way."""
+    """weight/L/effective_rank, init_distance and init_cosine; signal/L/correlation; jacobian/mean_singular_value, the
+    last two on the first of the `images` (N, ...). `initial`: the weights by path as they were initialized; layers
+    that are missing there have no way."""
     found = {}
     for path, layer in layers_of(model).items():
         weight = layer.weight.detach().flatten(1).double().cpu()
@@ -29,7 +30,8 @@ def shapes(model: nn.Module, images: Tensor, initial: Mapping[str, Tensor]) -> d
 
 
 def effective_rank(matrix: Tensor) -> float:
-    """exp(entropy of the singular values' shares): from 1 to the rank (Roy and Vetterli 2007); 0 for a zero matrix."""
+    """exp(entropy of the singular values' shares) of a `matrix` (rows, columns): from 1 to the rank (Roy and Vetterli
+    2007); 0 for a zero matrix, NaN with an entry that is not finite."""
     if not torch.isfinite(matrix).all():
         return float("nan")
     values = torch.linalg.svdvals(matrix)
