@@ -55,6 +55,9 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture
 def server(postgres_server: Any) -> Any:
-    """That server without any study in its database."""
+    """That server without any study in its database, whatever a test that failed has left."""
+    if not postgres_server.running:
+        postgres_server.start()
+    postgres_server.cut_off()
     postgres_server.ask("drop table if exists fanin_piece, fanin_study, fanin_version")
     return postgres_server

@@ -32,6 +32,10 @@ class Server:
         ours = "usename = 'optuna' and pid <> pg_backend_pid()"
         return self.ask(f"select pg_terminate_backend(pid) from pg_stat_activity where {ours}")
 
+    @property
+    def running(self):
+        return (self.cluster.folder / "data" / "postmaster.pid").exists()
+
     def stop(self, mode="immediate"):
         self.cluster.call("pg_ctl", "stop", "-m", mode, "-s", "-D", f"{self.cluster.folder}/data")
 
@@ -63,7 +67,8 @@ def serve(folder):
     with postgres(postgres_programs(), secrets) as cluster:
         one = Server(cluster, secrets)
         yield one
-        one.stop("fast")  # a test may have started it anew, and then it is not this one's child
+        if one.running:
+            one.stop("fast")  # a test may have started it anew, and then it is not this one's child
 
 
 @contextmanager

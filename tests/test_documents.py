@@ -1,4 +1,4 @@
-"""README and docs/ name nothing that is not there: links, files, make targets, fanin's commands, studies."""
+"""README and docs/ name nothing that is not there: links, files, make targets, fanin's commands, studies, tests."""
 
 import re
 
@@ -55,6 +55,15 @@ def test_every_fanin_command_that_is_named_exists(document, capsys):
 def test_every_study_that_is_named_exists(document):
     names = named(document, r"(?:fanin (?:sweep|results|report) |SWEEP=)(\w+)")
     assert {name for name in names if not name.isupper() and not (ROOT / "sweeps" / f"{name}.yaml").exists()} == set()
+
+
+def test_every_test_that_is_named_exists(document):
+    lacking = set()
+    for file, name in re.findall(r"\b(test_\w+\.py)(?:::(\w+))?", document.read_text()):
+        path = ROOT / "tests" / file
+        if not path.exists() or (name and f"\ndef {name}(" not in path.read_text()):
+            lacking.add(f"{file}::{name}")
+    assert lacking == set()
 
 
 def test_readme_shows_how_to_begin():

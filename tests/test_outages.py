@@ -349,9 +349,9 @@ def test_a_network_that_swallows_everything_costs_no_point_and_no_second_of_trai
     """Connections stay open and are taken, nothing comes through, and nobody is told."""
     write_study(project, epochs=100)
     new_database(project / "server.db")
-    (project / "slow").touch()
+    (project / "slow").write_text("0.02")
     with mlflow_server(project) as server, wire(int(server.rpartition(":")[2])) as network:
-        command = launch("sweep", "faults", *SLOW, f"tracking.uri=http://127.0.0.1:{network.port}")
+        command = launch(project, "sweep", "faults", *SLOWLY, f"tracking.uri=http://127.0.0.1:{network.port}")
         training(project, command, epochs=20)
         with network.cut():
             cut = time.time()
@@ -378,7 +378,7 @@ def test_behind_a_network_that_swallows_everything_from_the_beginning_a_sweep_en
     with mlflow_server(project) as server, wire(int(server.rpartition(":")[2])) as network:
         uri = f"http://127.0.0.1:{network.port}"
         with network.cut():
-            command = launch("sweep", "faults", *SLOW, f"tracking.uri={uri}")
+            command = launch(project, "sweep", "faults", *SLOWLY, f"tracking.uri={uri}")
             assert command.end() == 0, command.output
         assert "fanin: the runs stay here until tracking is back: " in command.output
         assert "5 runs are not fully in MLflow yet (tracking is down" in command.output

@@ -140,7 +140,7 @@ def test_while_postgres_is_down_noting_costs_nothing_and_all_is_sent_when_it_is_
         began = time.monotonic()
         for run in (ended, opened):
             keeper.note(run)
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < 1
         with pytest.raises(TrackingDown, match=f"127.0.0.1:{server.cluster.port}/optuna: "):
             keeper.secure(ended)
         server.start()
@@ -152,28 +152,29 @@ def test_while_postgres_is_down_noting_costs_nothing_and_all_is_sent_when_it_is_
 def test_a_session_that_nobody_answers_is_ended_and_made_again_when_the_network_is_back(server, tmp_path, monkeypatch):
     """Behind a tunnel whose far end is cut off: TCP finds nothing wrong."""
     monkeypatch.setattr("fanin.shared.keeper.BEAT", 0.1)
-    monkeypatch.setattr("fanin.shared.exchange.ANSWER", 0.5)
     monkeypatch.setattr("fanin.shared.hold.WAIT", 0.1)
-    monkeypatch.setattr(connection, "PATIENCE", 2)  # the least that libpq takes
     one, two, ended, opened = machines(tmp_path)
-    with (
-        wire(server.cluster.port) as network,
-        held(server, one, port=network.port) as (exchange, _),
-        keeping(exchange) as keeper,
-    ):
-        keeper.secure(opened)
-        with network.cut():
-            for reason in ("no answer for 0.5 s", "timeout"):
-                began = time.monotonic()
-                keeper.note(ended)
-                assert time.monotonic() - began < 0.2
-                with pytest.raises(TrackingDown, match=f"^tracking.state: 127.0.0.1:{network.port}/optuna: .*{reason}"):
-                    keeper.secure(opened)
-                assert time.monotonic() - began < 6
-            with pytest.raises(ConfigError, match="is in use"):
-                Exchange(server.address(), two / ".fanin" / "initializers").take()
-        wait_until(lambda: len(server.ask("select file from fanin_piece where file like '%/spool.jsonl'")) == 2)
-        assert not keeper.lost
+    with wire(server.cluster.port) as network, held(server, one, port=network.port) as (exchange, _):
+        exchange.send([ended, opened])
+        monkeypatch.setattr("fanin.shared.exchange.ANSWER", 0.5)  # before there is a thread that counts by it
+        monkeypatch.setattr(connection, "PATIENCE", 2)  # the least that libpq takes
+        with keeping(exchange) as keeper:
+            with network.cut():
+                late = train(make_run(ended.study, replicate=2))
+                place = f"^tracking.state: 127.0.0.1:{network.port}/optuna: "
+                for _ in range(2):
+                    began = time.monotonic()
+                    keeper.note(late)
+                    assert time.monotonic() - began < 1
+                    # the thread may have waited for the answer, and found the session to be dead, before us
+                    with pytest.raises(TrackingDown, match=f"{place}(no answer for 0.5 s|.*timeout)"):
+                        keeper.secure(opened)
+                    assert time.monotonic() - began < 10
+                monkeypatch.setattr("fanin.shared.exchange.ANSWER", connection.ANSWER)  # what follows takes its time
+                with pytest.raises(ConfigError, match="is in use"):
+                    Exchange(server.address(), two / ".fanin" / "initializers").take()
+            wait_until(lambda: len(server.ask("select file from fanin_piece where file like '%/spool.jsonl'")) == 3)
+            assert not keeper.lost
     with held(server, two) as (_, folder):
         assert files(folder.path) == files(one / ".fanin" / "initializers")
     assert server.ask("select generation from fanin_study") == ["2"]

@@ -18,6 +18,7 @@ from wire import wire
 
 from fanin import spool
 from fanin.app import main
+from fanin.shared import glance
 
 pytestmark = [
     pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there"),
@@ -83,6 +84,11 @@ def trained(command, *, epochs):
     assert command.running, command.output
 
 
+def done(project):
+    """The runs that have ended there."""
+    return attempts(project).keys() - {run.name for run, _ in open_runs(project)}
+
+
 def attempts(project):
     """Of each run: how often it was begun."""
     runs = (project / ".fanin" / "faults" / "runs").glob("*/spool.jsonl")
@@ -99,9 +105,10 @@ def test_a_sweep_is_refused_elsewhere_while_it_lives_and_gone_on_with_there_when
     assert "study 'faults' is in use by" in capsys.readouterr().err
     assert not attempts(team.two)
     trained(first, epochs=20)
+    wait_until(lambda: glance.ended(team.server.address(), "faults") == done(team.one))
     first.kill()
     begun = [run.name for run, records in open_runs(team.one) if spool.digest(records).last_epoch]
-    ended = attempts(team.one).keys() - {run.name for run, _ in open_runs(team.one)}
+    ended = done(team.one)
     assert len(ended) >= 2
     assert main([*team.options, "--dry-run"]) == 0
     output = capsys.readouterr().out
