@@ -2,12 +2,14 @@
 
 Spools and journals are append-only, but for what repairing cuts off their ends. Of the copies and the file here, the
 copy wins unless the file begins with all of it: then the file has more, and only that is sent.
+
+No statement carries much at once, so that a slow line has an answer for each in time; `heard` is called after it.
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 STUDY, JOURNAL, SPOOL = "study.json", "journal.log", "spool.jsonl"
 SPEC, SHIPPED = "run.json", "shipped.json"
 GROWING = (JOURNAL, SPOOL)  # the others are written anew as a whole
-AT_ONCE = 50  # runs fetched by one query
+PIECE = 1 << 18  # bytes sent by one statement, if a line is no longer
+AT_ONCE = 1 << 20  # bytes of runs fetched by one query, if one run has no more
 THERE = """
 select file, sum(length(data)), md5(string_agg(data, ''::bytea order by start)) from fanin_piece
 where study = %s group by file
@@ -56,13 +59,21 @@ def begins_with(path: Path, copy: Copy) -> bool:
     return len(beginning) == copy.length and hashlib.md5(beginning, usedforsecurity=False).hexdigest() == copy.digest
 
 
-def fetch(connection: "Connection", study: str, there: Mapping[str, Copy], *, folder: Path, spool: Spool) -> list[str]:
+def fetch(
+    connection: "Connection",
+    study: str,
+    there: Mapping[str, Copy],
+    *,
+    folder: Path,
+    spool: Spool,
+    heard: Callable[[], None] = lambda: None,
+) -> list[str]:
     """Bring the folder up to its copies; `spool` is the study's own, open. Returns the keys of the runs that came."""
     wrong = [file for file, copy in there.items() if _differs(folder / file, copy)]
     keys = sorted({Path(file).parts[1] for file in wrong if file.startswith("runs/") and file.endswith(SPOOL)})
-    for i in range(0, len(keys), AT_ONCE):
-        some = keys[i : i + AT_ONCE]
-        found = _read(connection, study, [f"runs/{key}/{name}" for key in some for name in (SPEC, SHIPPED, SPOOL)])
+    for some in _groups(keys, there):
+        found = _read(connection, study, [file for key in some for file in _files(key)])
+        heard()
         for key in some:
             _place(folder, key, found)
     for file, content in _read(connection, study, [file for file in wrong if "/" not in file]).items():
@@ -73,6 +84,25 @@ def fetch(connection: "Connection", study: str, there: Mapping[str, Copy], *, fo
     return keys
 
 
+def _files(key: str) -> list[str]:
+    return [f"runs/{key}/{name}" for name in (SPEC, SHIPPED, SPOOL)]
+
+
+def _groups(keys: Iterable[str], there: Mapping[str, Copy]) -> Iterator[list[str]]:
+    """Runs that are fetched together."""
+    some: list[str] = []
+    size = 0
+    for key in keys:
+        length = sum(there[file].length for file in _files(key) if file in there)
+        if some and size + length > AT_ONCE:
+            yield some
+            some, size = [], 0
+        some.append(key)
+        size += length
+    if some:
+        yield some
+
+
 def _differs(path: Path, copy: Copy) -> bool:
     if path.name == SHIPPED and path.exists():
         return False  # what is believed to be missing in MLflow is sent again, and does no harm
@@ -81,7 +111,7 @@ def _differs(path: Path, copy: Copy) -> bool:
 
 def _read(connection: "Connection", study: str, files: list[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for file, data in connection.execute(GET, [study, files]) if files else ():
+    for file, data in connection.execute(GET, [study, files], binary=True) if files else ():  # half of it as text
         found[file] = found.get(file, b"") + data
     return found
 
@@ -115,14 +145,17 @@ class Sender:
     rewritten: tuple[str, ...] = ()  # files that may have been cut or written anew here since they were fetched
     _sent: dict[str, Any] = field(default_factory=dict)  # file -> bytes, or the content of one that is replaced
 
-    def send(self, connection: "Connection", files: Iterable[str]) -> dict[str, Any]:
+    def send(
+        self, connection: "Connection", files: Iterable[str], *, heard: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         """Write what is new of these files, in the caller's transaction; what to `note` when it is committed."""
         done: dict[str, Any] = {}
         for file in files:
             if Path(file).name in GROWING:
-                done |= self._append(connection, file)
+                done |= self._append(connection, file, heard)
             else:
                 done |= self._replace(connection, file)
+            heard()
         return done
 
     def note(self, done: Mapping[str, Any]) -> None:
@@ -140,7 +173,7 @@ class Sender:
         copy = self.there.get(file)
         return int(self._sent.get(file, copy.length if copy else 0))
 
-    def _append(self, connection: "Connection", file: str) -> dict[str, int]:
+    def _append(self, connection: "Connection", file: str, heard: Callable[[], None]) -> dict[str, int]:
         start = self._sent.get(file)
         if start is None:
             copy = self.there.get(file)
@@ -149,10 +182,11 @@ class Sender:
                 if file not in self.rewritten:
                     raise TrackingRefused(f"{file}: PostgreSQL has other records than this folder, of the same owner")
                 connection.execute(DROP, [self.study, file])
-        data = _whole_lines(self.folder / file, start)
-        if data:
-            connection.execute(PUT, [self.study, file, start, data])
-        return {file: start + len(data)}
+        for piece in _pieces(_whole_lines(self.folder / file, start)):
+            connection.execute(PUT, [self.study, file, start, piece])
+            heard()
+            start += len(piece)
+        return {file: start}
 
     def _replace(self, connection: "Connection", file: str) -> dict[str, bytes]:
         try:
@@ -174,3 +208,13 @@ def _whole_lines(path: Path, start: int) -> bytes:
     except FileNotFoundError:
         return b""
     return data[: data.rfind(b"\n") + 1]
+
+
+def _pieces(lines: bytes) -> Iterator[bytes]:
+    """Whole lines in pieces. Where one ends does not depend on what is appended later, but for the last: pieces that
+    are sent again, longer together, are the same or go on from the last one."""
+    start = 0
+    while start < len(lines):
+        end = lines.rfind(b"\n", start, start + PIECE) + 1 or lines.find(b"\n", start) + 1
+        yield lines[start:end]
+        start = end

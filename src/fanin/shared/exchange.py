@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MARK = "shared.json"  # in a study's folder: it is shared, where, and under which generation we had it last
 NOT_OURS = -1  # a generation: the folder has what was fetched, and its sweep was refused then
 BATCH = 50  # runs sent in one transaction
-FETCHED = 600.0  # s for all of a study to come
+FETCHED = 120.0  # s for what is fetched by one query to come; the server gives up then, too
 
 
 class Exchange:
@@ -71,7 +71,9 @@ class Exchange:
         """Bring the folder, whose own `spool` is open, up to the copy; returns the keys of the runs that came."""
         with self._session(FETCHED) as connection:
             there = listed(connection, self.study)
-            keys = fetch(connection, self.study, there, folder=self.path, spool=spool)
+            heard = self._watch.heard
+            heard()
+            keys = fetch(connection, self.study, there, folder=self.path, spool=spool, heard=heard)
             self._sender = Sender(self.study, self.path, there, rewritten=(JOURNAL,))
             self._mark(NOT_OURS)
         return keys
@@ -98,7 +100,8 @@ class Exchange:
                 sender = self._sender = self._sender or Sender(self.study, self.path, listed(connection, self.study))
                 with connection.transaction():
                     hold.fence(connection, self.study, self.generation)
-                    done = sender.send(connection, [STUDY, SPOOL, *files, JOURNAL])  # the journal last
+                    every = [STUDY, SPOOL, *files, JOURNAL]  # the journal last
+                    done = sender.send(connection, every, heard=self._watch.heard)
                 sender.note(done)
 
     def unsent(self) -> list[Folder]:
@@ -119,7 +122,7 @@ class Exchange:
 
     @contextmanager
     def _session(self, seconds: float | None = None) -> Iterator["Connection"]:
-        """The session that holds the study, made again if it was lost; for `seconds` at most."""
+        """The session that holds the study, made again if it was lost; an answer may take `seconds`."""
         seconds = seconds or ANSWER
         with self._using, self._answered(seconds):
             anew = self._connection is None

@@ -7,6 +7,7 @@ still acknowledges what it is sent, as a tunnel or a proxy does whose own far en
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
@@ -22,6 +23,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._sockets: list[socket.socket] = []
+        self._heard = 0.0
         self.fired = False
 
     def add(self, session: Session) -> None:
@@ -30,18 +32,29 @@ class Watch:
 
     @contextmanager
     def at_most(self, seconds: float) -> Iterator[None]:
-        timer = threading.Timer(seconds, self._fire)
-        timer.daemon = True
-        timer.start()
+        """For one answer: with each that is `heard`, waiting begins anew."""
+        done = threading.Event()
+        self.heard()
+        threading.Thread(target=self._wait, args=[seconds, done], daemon=True).start()
         try:
             yield
         finally:
-            timer.cancel()
+            done.set()
+
+    def heard(self) -> None:
+        """Say that there was an answer, and that the next one is waited for."""
+        self._heard = time.monotonic()
 
     def close(self) -> None:
         for one in self._sockets:
             one.close()
         self._sockets.clear()
+
+    def _wait(self, seconds: float, done: threading.Event) -> None:
+        while (left := self._heard + seconds - time.monotonic()) > 0:
+            if done.wait(left):
+                return
+        self._fire()
 
     def _fire(self) -> None:
         self.fired = True

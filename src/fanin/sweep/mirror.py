@@ -46,6 +46,7 @@ class Mirror:
                 self._open()
                 for trial in drawn(self._study.get_trials(deepcopy=False)):
                     self._write(trial)
+                    self._watch.heard()
         except (TrackingDown, OperationalError, StorageInternalError, KeyError):  # KeyError: Optuna finds no such study
             self.close()
         except (SQLAlchemyError, RuntimeError) as error:
