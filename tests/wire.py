@@ -2,16 +2,18 @@
 
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 
 
 class Wire:
     """A TCP proxy before a port of this machine. While it is cut, it takes connections and whatever is sent, and
     nothing comes through, not even that somebody hung up; when it is mended, all of that arrives, as TCP's repetitions
-    do."""
+    do. With a `rate` it carries so many bytes a second each way."""
 
-    def __init__(self, port):
+    def __init__(self, port, *, rate=None):
         self._target, self._whole, self._ends = port, threading.Event(), []
+        self._rate, self.carried = rate, 0  # bytes
         self._whole.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -58,15 +60,18 @@ class Wire:
         with suppress(OSError):
             while data := source.recv(1 << 16):
                 self._whole.wait()
+                if self._rate:
+                    time.sleep(len(data) / self._rate)
                 target.sendall(data)
+                self.carried += len(data)
         self._whole.wait()
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
 
 @contextmanager
-def wire(port):
-    one = Wire(port)
+def wire(port, *, rate=None):
+    one = Wire(port, rate=rate)
     try:
         yield one
     finally:

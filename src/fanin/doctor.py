@@ -23,6 +23,7 @@ OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 GIB = 2**30
 LEAST_DISK, LITTLE_DISK = 0.5, 5  # GiB
 LITTLE_MEMORY = 1  # GiB
+PATIENCE = 5  # s until a locked database counts as one
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,11 @@ def _tracking(project: Path, settings: Mapping[str, Any], *, state: str | None =
     file = sqlite_file(tracker.uri)
     store = _server(tracker) if file is None else _database(file)
     yield store
+    faults: list[Finding] = []
     answers = store.level != PROBLEM
-    left = _left(project, tracker.address, lambda run: not answers or _has(tracker, file, run))
+    has = _asking(tracker, file, faults) if answers else lambda study, run: True
+    left = _left(project, tracker.address, has)
+    yield from faults
     gone = {study for study in {folder.study for folder in left} if _is_gone(study, state)}
     if left := [folder for folder in left if folder.study not in gone]:
         are = "run is" if len(left) == 1 else "runs are"
@@ -207,7 +211,7 @@ def _tracking(project: Path, settings: Mapping[str, Any], *, state: str | None =
         yield Finding(NOTE, "tracking", text)
 
 
-def _left(project: Path, uri: str, has: Callable[[str], bool]) -> list[Folder]:
+def _left(project: Path, uri: str, has: Callable[[str, str], bool]) -> list[Folder]:
     """The runs, of studies that no living sweep sees to, of which the store has not everything: as shipping remembers
     it, or all of a study whose own run the store has lost."""
     from fanin.shipping import unshipped
@@ -217,7 +221,7 @@ def _left(project: Path, uri: str, has: Callable[[str], bool]) -> list[Folder]:
         if study.spool.exists() and is_held(study.spool):
             continue
         run = study.shipped(uri).run
-        if run and not has(run):
+        if run and not has(study.path.name, run):
             left += [Folder(path.parent) for path in sorted(study.path.glob("runs/*/spool.jsonl"))]
         else:
             folders = list(unshipped(study, uri=uri))
@@ -236,6 +240,37 @@ def _is_gone(study: Folder, state: str | None) -> bool:
         return False
 
 
+def _asking(tracker: Any, file: Path | None, faults: list[Finding]) -> Callable[[str, str], bool]:
+    """Whether the store has a study's run, as far as it says. What keeps it from saying goes to `faults`; after one
+    that would be the same for all studies, none is asked for any more."""
+    from fanin.tracking import TrackingDown, TrackingRefused
+
+    down = False
+
+    def has(study: str, run: str) -> bool:
+        nonlocal down
+        try:
+            return down or _has(tracker, file, run)
+        except (TrackingDown, sqlite3.Error) as error:
+            down = True
+            faults.append(Finding(PROBLEM, "tracking", _fault(file, error)))
+        except TrackingRefused as error:
+            faults.append(Finding(PROBLEM, "tracking", f"study {study!r}: {error}"))
+        return True
+
+    return has
+
+
+def _fault(file: Path | None, error: Exception) -> str:
+    if _is_locked(error):
+        return f"{file} is locked by another program; what it lacks waits in {MEMORY}/ until that one is done"
+    return str(error) if file is None else f"{file}: {error}"
+
+
+def _is_locked(error: Exception) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY  # without what the kinds of busy add
+
+
 def _has(tracker: Any, file: Path | None, run: str) -> bool:
     """Whether the store has the run; of an SQLite `file`, without MLflow."""
     from fanin.tracking import TrackingForgot
@@ -248,7 +283,7 @@ def _has(tracker: Any, file: Path | None, run: str) -> bool:
         return True
     if not file.exists():
         return False
-    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as connection:
         return connection.execute("select 1 from runs where run_uuid = ?", [run]).fetchone() is not None
 
 
@@ -285,10 +320,12 @@ def _database(file: Path) -> Finding:
     if not file.exists():
         return Finding(OK, "tracking", f"{file} will be made by the first run")
     try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as connection:
             schema = revisions(connection)
             (count,) = connection.execute("select count(*) from runs").fetchone()
     except sqlite3.Error as error:
+        if _is_locked(error):
+            return Finding(PROBLEM, "tracking", _fault(file, error))
         way = "move it away, and fanin sync writes a new one from what .fanin/ has"
         return Finding(PROBLEM, "tracking", f"{file} is no MLflow database ({error}); {way}")
     if not os.access(file, os.W_OK):

@@ -310,7 +310,7 @@ def sync(
 
 def _bring_files(folder: Folder, tracker: Tracker, twin: Callable[[Folder], str], left: dict[Path, str]) -> bool:
     """Add the files of a run that has ended to its twin in MLflow, where they replace their likes; what keeps them from
-    it goes to `left`."""
+    it goes to `left`. Nothing is to be done if this MLflow has no twin: it was deleted for good, or is in another."""
     if folder == folder.study or not folder.artifacts.exists():
         return False
     if not spool.digest(spool.read(folder.spool)[0]).final:
@@ -320,6 +320,8 @@ def _bring_files(folder: Folder, tracker: Tracker, twin: Callable[[Folder], str]
             tracker.check(run)
             tracker.upload(run, folder.artifacts)
             folder.tidy()
+    except TrackingForgot:
+        return False
     except (TrackingDown, TrackingRefused) as error:
         left[folder.path] = f"its files: {error}"
         return False

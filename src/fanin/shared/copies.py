@@ -38,6 +38,10 @@ on conflict (study, file, start) do update set data = excluded.data
 DROP = "delete from fanin_piece where study = %s and file = %s"
 
 
+class Unlike(TrackingRefused):
+    """The copy has other records than this folder, although nobody else owned the study since."""
+
+
 @dataclass(frozen=True)
 class Copy:
     length: int  # bytes
@@ -76,7 +80,9 @@ def fetch(
         heard()
         for key in some:
             _place(folder, key, found)
-    for file, content in _read(connection, study, [file for file in wrong if "/" not in file]).items():
+    for file in [file for file in wrong if "/" not in file]:
+        content = _read(connection, study, [file])[file]
+        heard()
         if file == SPOOL:
             spool.rewrite(content)
         else:
@@ -137,7 +143,7 @@ def _write(path: Path, content: bytes) -> None:
 
 @dataclass
 class Sender:
-    """Knows how much of each file the copies have. Raises TrackingRefused for a file of which it has something else."""
+    """Knows how much of each file the copies have. Raises Unlike for a file of which it has something else."""
 
     study: str
     folder: Path
@@ -180,7 +186,7 @@ class Sender:
             start = copy.length if copy and begins_with(self.folder / file, copy) else 0
             if copy and not start:
                 if file not in self.rewritten:
-                    raise TrackingRefused(f"{file}: PostgreSQL has other records than this folder, of the same owner")
+                    raise Unlike(f"{file}: PostgreSQL has other records than this folder, of the same owner")
                 connection.execute(DROP, [self.study, file])
         for piece in _pieces(_whole_lines(self.folder / file, start)):
             connection.execute(PUT, [self.study, file, start, piece])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fanin.folders import Folder, read_json, write_json
 from fanin.shared import hold
 from fanin.shared.connection import ANSWER, KEY, connect, place_of, translated
-from fanin.shared.copies import JOURNAL, SHIPPED, SPEC, SPOOL, STUDY, Sender, fetch, listed
+from fanin.shared.copies import JOURNAL, SHIPPED, SPEC, SPOOL, STUDY, Sender, Unlike, fetch, listed
 from fanin.shared.tables import check, prepare
 from fanin.shared.watch import Watch
 from fanin.spool import Spool
@@ -134,21 +134,28 @@ class Exchange:
 
     @contextmanager
     def _answered(self, seconds: float) -> Iterator[None]:
-        """Whatever goes wrong ends the session; that nobody answered in time is said so."""
+        """What goes wrong ends the session, but for what is wrong with a file here: that must not cost us the hold.
+        That nobody answered in time is said so."""
         with translated(self.place):
             try:
                 yield
             except Exception as error:
                 silent = self._watch.fired
-                self._hang_up()
+                if silent or not isinstance(error, OSError | Unlike):
+                    self._hang_up()
                 if silent:
                     raise TrackingDown(f"{KEY}: {self.place}: no answer for {seconds:g} s") from error
                 raise
 
     def _connect(self) -> "Connection":
-        self._connection, self._watch = connect(self.address), Watch()
-        self._watch.add(self._connection)
-        return self._connection
+        connection, self._watch = connect(self.address), Watch()
+        try:
+            self._watch.add(connection)
+        except OSError:  # too many open files: what is not watched is not used
+            connection.close()
+            raise
+        self._connection = connection
+        return connection
 
     def _mark(self, generation: int) -> None:
         write_json(self.path / MARK, {"place": self.place, "generation": generation})

@@ -17,9 +17,12 @@ from fanin.shared.tables import PRESENT, check
 if TYPE_CHECKING:
     from psycopg import Connection
 
+END = 1 << 16  # bytes of a spool's end, which hold its last record
 LAST = """
-select distinct on (file) file, data from fanin_piece where study = %s and file like 'runs/%%/spool.jsonl'
-order by file, start desc
+select file, substring(data from greatest(1, length(data) + 1 - %s)) from fanin_piece join (
+    select study, file, max(start) as start from fanin_piece where study = %s and file like 'runs/%%/spool.jsonl'
+    group by study, file
+) as last using (study, file, start)
 """
 OWNED = "select generation from fanin_study where study = %s"
 DIGEST = "select md5(string_agg(data, ''::bytea order by start)) from fanin_piece where study = %s and file = %s"
@@ -40,7 +43,7 @@ def looking(address: str) -> Iterator["Connection | None"]:
 def ended(address: str, study: str) -> frozenset[str]:
     """The keys of the study's runs for which nothing is left to do."""
     with looking(address) as connection:
-        pieces = connection.execute(LAST, [study]).fetchall() if connection else []
+        pieces = connection.execute(LAST, [END, study], binary=True).fetchall() if connection else []
     return frozenset(Path(file).parts[1] for file, data in pieces if _is_final(bytes(data)))
 
 
