@@ -17,7 +17,7 @@ from fanin.shared.tables import PRESENT, check
 if TYPE_CHECKING:
     from psycopg import Connection
 
-END = 1 << 16  # bytes of a spool's end, which hold its last record
+END = 1 << 13  # bytes of a spool's end, which hold the last record of one that is done: a few hundred
 LAST = """
 select file, substring(data from greatest(1, length(data) + 1 - %s)) from fanin_piece join (
     select study, file, max(start) as start from fanin_piece where study = %s and file like 'runs/%%/spool.jsonl'
