@@ -474,7 +474,7 @@ def test_fanin_says_in_one_line_that_a_user_has_no_rights(stack, swept, tmp_path
     assert "'bob' has no right to this study (403)" in done.stderr
     assert not [*tmp_path.rglob("spool.jsonl")], "refused before the first run"
     as_user("bob")
-    with pytest.raises(ConfigError, match="'initializers' is not there"):
+    with pytest.raises(ConfigError, match="'initializers' has not been run yet, or this user may not read it: "):
         fanin.runs("initializers", project=tmp_path)
 
 

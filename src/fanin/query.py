@@ -18,6 +18,7 @@ import pandas
 
 from fanin.errors import ConfigError, unknown
 from fanin.history import LARGEST, History
+from fanin.server import Server
 from fanin.source import Source, opened
 
 LAYERED = re.compile(r"(weight|grad|update|activation|signal)/(.+)/([^/]+)")  # kind, layer, statistic
@@ -136,20 +137,21 @@ def _open(study: str, *, project: str | Path, uri: str | None) -> Iterator[Sourc
     with opened(project=Path(project), uri=uri) as source:
         names = source.studies()
         if not names:
-            _refuse_unrun(study, Path(project))
+            _refuse_unrun(study, Path(project), source)
             raise ConfigError(f"study: {study!r} is not there, nor is any other that this user may read")
         if study not in names:
-            _refuse_unrun(study, Path(project))
+            _refuse_unrun(study, Path(project), source)
             raise unknown("study", study, names)
         if source.study_tags(study) is None:
             raise ConfigError(f"study: the experiment {study!r} has no run of a study, so it is none of fanin's")
         yield source
 
 
-def _refuse_unrun(study: str, project: Path) -> None:
-    """Raise ConfigError if the study is a file that nobody has run."""
+def _refuse_unrun(study: str, project: Path, source: Source) -> None:
+    """Raise ConfigError if the study is a file that nobody has run, as far as the source shows it."""
     if (project / "sweeps" / f"{study}.yaml").exists():
-        raise ConfigError(f"study: {study!r} has not been run yet: fanin sweep {study}")
+        hidden = ", or this user may not read it" if isinstance(source, Server) else ""
+        raise ConfigError(f"study: {study!r} has not been run yet{hidden}: fanin sweep {study}")
 
 
 @dataclass(frozen=True)
