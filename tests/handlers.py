@@ -20,6 +20,10 @@ class Handler:
     def echo(self, payload, channel):
         return payload
 
+    def say(self, payload, channel):
+        for count in range(300):
+            print("worker", payload, "says", count)
+
     def pid(self, payload, channel):
         return os.getpid()
 

@@ -4,6 +4,7 @@ A stop is a request. A task looks at `stopped` where it can end cleanly, between
 in time is killed, which everything here must survive anyway. Nothing is raised into the middle of a write.
 """
 
+import io
 import os
 import pkgutil
 import queue
@@ -131,6 +132,9 @@ def serve(connection: Connection, task: str, arguments: Mapping[str, Any], envir
     channel = Channel(connection)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SHIELDED)
     os.environ.update(environment)
+    for stream in (sys.stdout, sys.stderr):  # what a task prints is seen at once, and no line is torn by another's
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own models and data sets live in the project folder
     try:
