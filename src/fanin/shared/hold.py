@@ -20,7 +20,7 @@ from fanin.shipping import StudyBusy, StudyLost
 if TYPE_CHECKING:
     from psycopg import Connection
 
-WAIT = 1.0  # s for a session to end whose process has just ended
+WAIT = 1.0  # s for a session to end that its client has just left
 LOCK = "select pg_try_advisory_lock(hashtextextended('fanin study ' || %s, 0))"
 WHO = "select generation, holder, to_char(since, 'YYYY-MM-DD HH24:MI TZ') from fanin_study where study = %s"
 KNOW = "insert into fanin_study (study, generation, holder) values (%s, 0, %s) on conflict (study) do nothing"
@@ -37,11 +37,8 @@ ANEW = "insert into fanin_study (study, generation, holder) values (%s, %s, %s)"
 def take(connection: "Connection", study: str) -> int:
     """Keep everybody else off the study; returns its generation so far. Raises ConfigError, naming the owner, if one
     lives."""
-    deadline = time.monotonic() + WAIT
-    while not _locked(connection, study):
-        if time.monotonic() > deadline:
-            raise ConfigError(f"study {study!r} is in use by {who(connection, study)}; wait for it, or stop it there")
-        time.sleep(0.1)
+    if not _locked(connection, study):
+        raise ConfigError(f"study {study!r} is in use by {who(connection, study)}; wait for it, or stop it there")
     connection.execute(KNOW, [study, myself()])
     return int(_row(connection, WHO, study)[0])
 
@@ -105,7 +102,11 @@ def myself() -> str:
 
 
 def _locked(connection: "Connection", study: str) -> bool:
-    return bool(_row(connection, LOCK, study)[0])
+    """Whether the lock is ours: PostgreSQL may take a moment to end a session, also one of our own, that was left."""
+    deadline = time.monotonic() + WAIT
+    while not (ours := bool(_row(connection, LOCK, study)[0])) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return ours
 
 
 def _row(connection: "Connection", query: str, *values: object) -> Any:
