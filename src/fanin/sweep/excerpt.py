@@ -16,7 +16,7 @@ Bergstra et al., Algorithms for Hyper-Parameter Optimization (2011); Bergstra et
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, cast
@@ -36,13 +36,15 @@ Axes = frozenset[tuple[str, BaseDistribution]]
 class Excerpt:
     """The trials that TPE is shown: the best in Optuna's order, the most recent of the others and the running ones in
     that of their numbers. Of all finished ones: their count, and the first of each kind (by its axes), in
-    which Optuna finds the same groups of axes as in all."""
+    which Optuna finds the same groups of axes as in all. And where the best and the recent lie: number -> axis -> the
+    value as Optuna computes with it."""
 
     best: Sequence[FrozenTrial]
     recent: Sequence[FrozenTrial]
     running: Sequence[FrozenTrial]
     finished: int
     kinds: Sequence[FrozenTrial]
+    points: Mapping[int, Mapping[str, float]]
 
     @cached_property
     def trials(self) -> list[FrozenTrial]:
@@ -65,6 +67,7 @@ class Excerpts:
         self._open: set[int] = set()  # the trials that had not ended
         self._seen = self._finished = 0
         self._kinds: dict[Axes, FrozenTrial] = {}  # the first trial of each
+        self._points: dict[int, dict[str, float]] = {}
 
     @property
     def start(self) -> int:
@@ -81,7 +84,7 @@ class Excerpts:
         self._seen = max(self._seen, *(trial.number + 1 for trial in fresh), 0)
         running = [trial for trial in fresh if trial.state == TrialState.RUNNING]
         kinds = sorted(self._kinds.values(), key=_number)
-        return Excerpt(list(self._best), list(self._recent), running, self._finished, kinds)
+        return Excerpt(list(self._best), list(self._recent), running, self._finished, kinds, dict(self._points))
 
     def _take_in(self, trial: FrozenTrial) -> None:
         """What leaves the best has `BELOW` better ones for good, and what leaves the recent `window` more recent ones:
@@ -89,11 +92,16 @@ class Excerpts:
         axes = frozenset(trial.distributions.items())
         self._kinds[axes] = min(self._kinds.get(axes, trial), trial, key=_number)
         self._finished += 1
+        self._points[trial.number] = _point(trial.params, trial.distributions)
         bisect.insort(self._best, trial, key=partial(_rank, sign=self._sign))
         if len(self._best) > BELOW:
             bisect.insort(self._recent, self._best.pop(), key=_number)
         if len(self._recent) > self.window:
-            del self._recent[0]
+            del self._points[self._recent.pop(0).number]
+
+
+def _point(params: Mapping[str, Any], kinds: Mapping[str, BaseDistribution]) -> dict[str, float]:
+    return {name: kinds[name].to_internal_repr(value) for name, value in params.items()}
 
 
 def _number(trial: FrozenTrial) -> int:
@@ -146,12 +154,17 @@ class ExcerptSampler(TPESampler):
         self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: optuna.Study
     ) -> dict[str, Any]:
         """Axis -> the values of the trials that have all the axes."""
-        known = [trial.params if trial.state.is_finished() else self._get_params(trial, study) for trial in trials]
-        points = [params for params in known if search_space.keys() <= params.keys()]
-        return {
-            name: np.asarray([kind.to_internal_repr(params[name]) for params in points])
-            for name, kind in search_space.items()
-        }
+        of_ended = self._excerpt.points
+        found = [of_ended.get(trial.number) or self._aim(trial, search_space, study) for trial in trials]
+        points = [point for point in found if search_space.keys() <= point.keys()]
+        return {name: np.asarray([point[name] for point in points]) for name in search_space}
+
+    def _aim(
+        self, trial: FrozenTrial, search_space: dict[str, BaseDistribution], study: optuna.Study
+    ) -> Mapping[str, float]:
+        """Where a trial that runs lies, or will when all the values drawn for it are in."""
+        params = self._get_params(trial, study)
+        return _point({name: params[name] for name in params.keys() & search_space.keys()}, search_space)
 
 
 def _shown(study: optuna.Study, trials: Sequence[FrozenTrial]) -> optuna.Study:
