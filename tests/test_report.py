@@ -592,3 +592,35 @@ def test_a_figure_is_saved_as_an_svg_that_needs_none_of_the_pages_styles(finishe
         root = ElementTree.fromstring(text)
         assert root.tag == "{http://www.w3.org/2000/svg}svg" and float(root.get("width")) > 100
         assert not re.search(r"var\(|color-mix|oklab|light-dark", text)
+
+
+@needs_browser
+def test_of_a_long_leaderboard_the_scale_and_the_layers_are_those_of_what_is_seen(monkeypatch, tmp_path):
+    """40 variants, of which the best 20 lie between .91 and .93 and have two layers, the others below .5 and five."""
+    many(monkeypatch, variants=40, replicates=2)
+    runs, table = query.runs("many"), query.layers("many")
+    values = {variant: 0.91 + 0.001 * variant if variant < 20 else 0.01 * variant for variant in range(40)}
+    runs["test/accuracy"] = runs["variant"].map(values) + 0.0001 * runs["replicate"]
+    runs["diagnosis"] = [f"dead_units: layers.{v % 3} 90 %" if v % 2 else None for v in runs["variant"]]
+    shallow = table[(table["variant"] >= 20) | table["layer"].isin(["layers.0", "layers.1"])]
+    monkeypatch.setattr(query, "layers", lambda *_, **__: shallow)
+    path = tmp_path / "long.html"
+    path.write_text(page("many", Path()))
+    ask = """(() => {
+        const scale = () => texts("#board th.strip text").map(Number);
+        const depth = () => document.querySelectorAll('[data-plot="depth"] figure:first-child .tick').length;
+        const texts = (selector) => [...document.querySelectorAll(selector)].map((one) => one.textContent);
+        const names = () => texts('[data-plot="epochs"] figcaption').map((text) => text.replace("SVG", ""));
+        const look = () => [scale(), depth(), names()];
+        const first = look();
+        for (const button of ['[data-set="rows=all"]', '[data-set="show=all"]']) document.querySelector(button).click();
+        const pressed = [...document.querySelectorAll('[aria-pressed="true"]')].map((one) => one.dataset.set);
+        return { first, then: look(), pressed, diagnosis: texts("#diagnosis tr") };
+    })()"""
+    seen, console = browse(path, ask)
+    (near, shallowest, few), (far, deepest, all_) = seen["first"], seen["then"]
+    assert console == [] and min(near) > 0.9 and min(far) < 0.5
+    assert (shallowest, few) == (2, ["layers.0", "layers.1"])
+    assert (deepest, all_) == (5, [f"layers.{i}" for i in range(5)])
+    assert "band=range" in seen["pressed"]  # of two replicates
+    assert seen["diagnosis"][:2] == ["first findingrunsvariants", "dead_units4020"]

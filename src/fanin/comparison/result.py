@@ -184,7 +184,7 @@ def _against(row: Any) -> list[str]:
 def _shares(shares: pandas.DataFrame) -> list[list[str]]:
     rows = zip(shares["effect"], shares["share"], shares["corrected"], strict=True)
     return [["effect", "share", "beyond chance"]] + [
-        [effect, f"{share:.1%}", "-" if math.isnan(corrected) else f"{corrected:.1%}"]
+        [effect, f"{share:z.1%}", "-" if math.isnan(corrected) else f"{corrected:z.1%}"]
         for effect, share, corrected in rows
     ]
 

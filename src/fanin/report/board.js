@@ -16,68 +16,63 @@ const facts = (v) => [
 ];
 
 function leaderboardSection() {
-  const rows = [...document.querySelectorAll("#board tbody tr")];
-  const values = variants.flatMap((one) => [...one.runs, one.mean]);
-  if (!values.some(known)) return;
-  const ends = (domain) =>
-    variants
-      .filter((one) => one.mean >= domain[0] && one.mean <= domain[1])
-      .flatMap((one) => [one.low, one.high]);
-  const fit = (domain) => widened(domain, ends(domain));
-  const domains = { best: fit(robustExtent(values, bestSide)), all: fit(extent(values)) };
-  const zoomed = domains.best[1] - domains.best[0] < 0.8 * (domains.all[1] - domains.all[0]);
-  let zoom = zoomed ? "best" : "all";
+  const board = document.getElementById("board");
+  const rows = [...board.querySelectorAll("tbody tr")];
+  const long = rows.some((row) => row.classList.contains("rest"));
+  if (!variants.flatMap((one) => [...one.runs, one.mean]).some(known)) return;
+  const now = { all: false, scale: "best" };
   const draw = () => {
-    const head = document.querySelector("#board th.strip");
-    stripAxis(head, domains[zoom]);
+    board.classList.toggle("all", now.all);
+    const seen = rows.filter((row) => row.offsetParent);
+    const { best, whole } = boardDomains(seen.map((row) => variants[row.dataset.v]));
+    const outliers = best[1] - best[0] < 0.8 * (whole[1] - whole[0]);
+    const set = (change) => {
+      Object.assign(now, change);
+      draw();
+    };
+    const scales = [
+      ["best", "without outliers"],
+      ["all", "all"],
+    ];
+    const more = { type: "button", "data-set": "rows=all", onclick: () => set({ all: !now.all }) };
+    controls(
+      "board",
+      outliers ? choose("scale", scales, now.scale, (scale) => set({ scale })) : null,
+      long ? element("button", more, now.all ? "show fewer" : `show all ${rows.length}`) : null,
+    );
+    const domain = outliers && now.scale === "best" ? best : whole;
+    stripAxis(board.querySelector("th.strip"), domain);
+    for (const row of seen) {
+      const v = Number(row.dataset.v);
+      strip(row.querySelector("td.strip"), { v, ...variants[v] }, domain, styleOf(v));
+    }
     for (const row of rows) {
       const v = Number(row.dataset.v);
-      if (row.offsetParent)
-        strip(row.querySelector("td.strip"), { v, ...variants[v] }, domains[zoom], styleOf(v));
-      row
-        .querySelector(".key")
-        .replaceChildren(swatch(state.shown.has(v) ? styleOf(v) : { color: "var(--line)" }));
+      const key = swatch(state.shown.has(v) ? styleOf(v) : { color: "var(--line)" });
+      row.querySelector(".key").replaceChildren(key);
     }
   };
-  const board = document.getElementById("board");
-  const rest = rows.filter((row) => row.classList.contains("rest")).length;
-  const more = rest
-    ? element(
-        "button",
-        {
-          type: "button",
-          "data-set": "rows=all",
-          onclick: () => {
-            more.textContent = board.classList.toggle("all") ? "show fewer" : `show all ${rows.length}`;
-            draw();
-          },
-        },
-        `show all ${rows.length}`,
-      )
-    : null;
-  controls(
-    "board",
-    zoomed
-      ? choose(
-          "scale",
-          [
-            ["best", "without outliers"],
-            ["all", "all"],
-          ],
-          zoom,
-          (key) => {
-            zoom = key;
-            draw();
-          },
-        )
-      : null,
-    more,
-  );
   for (const row of rows) {
     row.addEventListener("pointerenter", () => focus(Number(row.dataset.v)));
     row.addEventListener("pointerleave", () => focus(null));
   }
   parts.push(draw);
+}
+
+// The scale that the rows seen have in common: of all their values, and without the outliers among them. Intervals
+// have some room beyond, but not where no accuracy can be.
+function boardDomains(seen) {
+  const values = seen.flatMap((one) => [...one.runs, one.mean]);
+  const share = /accuracy/.test(data.metric) && values.filter(known).every((value) => value >= 0 && value <= 1);
+  const fit = (domain) => {
+    const inside = seen.filter((one) => one.mean >= domain[0] && one.mean <= domain[1]);
+    const [low, high] = widened(
+      domain,
+      inside.flatMap((one) => [one.low, one.high]),
+    );
+    return share ? [Math.max(0, low), Math.min(1, high)] : [low, high];
+  };
+  return { best: fit(robustExtent(values, bestSide) ?? [0, 1]), whole: fit(extent(values) ?? [0, 1]) };
 }
 
 function curveSection() {
@@ -88,7 +83,8 @@ function curveSection() {
   const now = {
     metric: curves.first,
     log: null,
-    band: data.interval.length > 2 ? "interval" : "runs",
+    // of two replicates an interval is as wide as the plot
+    band: data.interval.length > 3 ? "interval" : data.interval.length > 2 ? "range" : "runs",
     x: "step",
     zoom: false,
   };

@@ -72,14 +72,27 @@ function logTicks(low, high, count) {
   return ticks;
 }
 
-// A function from a value to a pixel. On a log scale what is not positive lies on the lower edge.
-function scale(domain, range, { log = false, count = 5, whole = false } = {}) {
+// Those of the ticks that do not touch the one before.
+function apart(ticks, at, upright) {
+  const kept = [];
+  for (const [value, text] of ticks) {
+    const last = kept.at(-1);
+    const room = !last ? 0 : upright ? 13 : (last[1].length + text.length) * 3.2 + 8;
+    if (!last || Math.abs(at(value) - at(last[0])) >= room) kept.push([value, text]);
+  }
+  return kept;
+}
+
+// A function from a value to a pixel. On a log scale what is not positive lies on the lower edge. Ticks lie at the
+// `levels`, if there are any, [value, text] pairs in ascending order.
+function scale(domain, range, { log = false, count = 5, whole = false, levels = null, upright = false } = {}) {
   const [low, high] = domain;
   const by = log ? Math.log10 : (value) => value;
   const [a, b] = [by(low), by(high)];
   const at = (value) =>
     range[0] + (((log && value <= 0 ? a : by(value)) - a) / (b - a || 1)) * (range[1] - range[0]);
-  at.ticks = log ? logTicks(low, high, count) : linearTicks(low, high, count, whole);
+  if (levels) at.ticks = apart(levels, at, upright);
+  else at.ticks = log ? logTicks(low, high, count) : linearTicks(low, high, count, whole);
   at.domain = domain;
   return at;
 }

@@ -1,5 +1,9 @@
 // The sections on the swept factors: heat map, parallel coordinates, one factor at a time.
 
+// The values of a number that took few, as ticks.
+const levelsOf = (axis) =>
+  axis.number && axis.names ? axis.names.map((name, i) => [axis.value[axis.level.indexOf(i)], name]) : null;
+
 function heatSection() {
   if (!box("heat")) return;
   const now = { pair: 0, how: "mean" };
@@ -97,6 +101,7 @@ function parallelSection() {
     names: axis.number ? null : axis.names,
     domain: extent(axis.value, { log: axis.log }),
     log: axis.log,
+    levels: levelsOf(axis),
     of: (v) => axis.value[v],
   }));
   const brushes = span.map(() => null).concat(null);
@@ -174,7 +179,7 @@ function sliceSection() {
         points,
         means,
         domain,
-        x: { log: axis.log },
+        x: { log: axis.log, levels: levelsOf(axis) },
         names: axis.number ? null : axis.names,
         tell: ({ v }) => facts(v),
         label: `${data.metric} by ${axis.key}`,

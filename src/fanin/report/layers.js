@@ -29,8 +29,9 @@ function depthSection() {
   const place = box("depth");
   if (!place) return;
   const { layers } = data;
-  const deepest = Math.max(...all.map((v) => layersOf(v).length));
-  const names = layers.of ? Array.from({ length: deepest }, (_, i) => String(i + 1)) : layers.names;
+  // as deep as the deepest variant shown
+  const places = () =>
+    Array.from({ length: Math.max(0, ...[...state.shown].map((v) => layersOf(v).length)) }, (_, i) => String(i + 1));
   const rows = DEPTH.filter(([key]) => layers.after[key]).map(([key, title, log]) => ({
     key,
     log,
@@ -53,6 +54,7 @@ function depthSection() {
         },
       ),
     );
+    const names = layers.of ? places() : layers.names;
     for (const { key, log, figures } of rows) {
       const both = [
         layers.steps[0] === 0 ? all.map((v) => layers.over[key]?.[v]?.[0]) : [],
@@ -101,14 +103,21 @@ function epochSection() {
   const { layers } = data;
   const keys = Object.keys(TITLES).filter((key) => layers.over[key]);
   const now = { key: keys.includes("update_ratio") ? "update_ratio" : keys[0], log: null, from: 0 };
-  const wide = layers.names.length,
-    most = 6;
-  const pick = () =>
-    wide <= most
-      ? layers.names.map((_, i) => i)
-      : [...new Set(Array.from({ length: most }, (_, i) => Math.round((i * (wide - 1)) / (most - 1))))];
-  const figures = pick().map((layer) => [layer, panel(place, layers.names[layer])]);
+  const most = 6;
+  // of the layers of the variants shown, all or some from the first to the last
+  const pick = () => {
+    const there = [...new Set([...state.shown].flatMap(layersOf))].sort((a, b) => a - b);
+    if (there.length <= most) return there;
+    return Array.from({ length: most }, (_, i) => there[Math.round((i * (there.length - 1)) / (most - 1))]);
+  };
+  let figures = [];
+  const arrange = (picked) => {
+    if (picked.join() === figures.map(([layer]) => layer).join()) return;
+    nothing(place, "No variant is shown.");
+    figures = picked.map((layer) => [layer, panel(place, layers.names[layer])]);
+  };
   const draw = () => {
+    arrange(pick());
     const log = now.log ?? !/dead|saturated|mean|rank|cosine/.test(now.key);
     controls(
       "epochs",

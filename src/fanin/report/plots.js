@@ -101,7 +101,7 @@ function dotPlot(box, { points, x, domain, height = 220, label, names, tell, mea
     { log: x.log },
   );
   if (!domain || !xs) return nothing(box, "No values.");
-  const make = (range) => (names ? nameScale(names, range) : scale(xs, range, { log: x.log, count: 4 }));
+  const make = (range) => (names ? nameScale(names, range) : scale(xs, range, { ...x, count: 4 }));
   const { root, inside, over, sx, sy, area } = frame(box, {
     height,
     label,
@@ -155,7 +155,7 @@ function parallelPlot(box, { axes, lines, label, tell, report, brushes }) {
   const at = axes.map((axis) =>
     axis.names
       ? nameScale(axis.names, [bottom, top], { upright: true })
-      : scale(axis.domain, [bottom, top], { log: axis.log }),
+      : scale(axis.domain, [bottom, top], { log: axis.log, levels: axis.levels, upright: true }),
   );
   const xOf = (i) => start + i * step;
   const placed = lines.map((one) => ({

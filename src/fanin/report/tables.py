@@ -114,7 +114,7 @@ def diagnoses(material: Material) -> str:
     if "diagnosis" not in material.runs or material.runs["diagnosis"].isna().all():
         return ""
     found = material.runs.dropna(subset=["diagnosis"])
-    names = found["diagnosis"].astype(str).map(name_of)
+    names = found["diagnosis"].astype(str).map(name_of).rename("finding")
     rows = [
         [
             title(material.board.iloc[group["place"].iloc[0]], material.by),
@@ -123,16 +123,22 @@ def diagnoses(material: Material) -> str:
         ]
         for _, group in found.groupby([found["place"], names], observed=True)
     ]
-    return table(["variant", "runs", "what is wrong, in the first of them"], rows, numbers=(1,))
+    shown = table(["variant", "runs", "what is wrong, in the first of them"], rows, numbers=(1,))
+    if len(rows) <= SHOWN:
+        return shown
+    counts = found.groupby(names)["place"].agg(["count", "nunique"]).sort_values("count", ascending=False)
+    totals = [[finding, str(runs), str(of)] for finding, runs, of in counts.itertuples()]
+    short = table(["first finding", "runs", "variants"], totals, numbers=(1, 2))
+    return f"{short}<details><summary>of each variant</summary>{shown}</details>"
 
 
 def importance(factors: Factors) -> str:
     """A bar per factor."""
     rows = []
     for one in factors.shares:
-        corrected = "" if pandas.isna(one.corrected) else f"{one.corrected:.1%}"
+        corrected = "" if pandas.isna(one.corrected) else f"{one.corrected:z.1%}"
         bar = f'<span class="bar" style="width: {max(0.0, min(1.0, one.share)) * 100:.1f}%"></span>'
-        cells = f'<td class="bars">{bar}</td><td class="number">{one.share:.1%}</td>'
+        cells = f'<td class="bars">{bar}</td><td class="number">{one.share:z.1%}</td>'
         rows.append(f"<tr><th>{escape(one.factor)}</th>{cells}<td class='number soft'>{corrected}</td></tr>")
     beyond = any(not pandas.isna(one.corrected) for one in factors.shares)
     names = ["", "", "share", "beyond chance" * beyond]

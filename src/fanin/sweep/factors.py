@@ -174,4 +174,4 @@ def _cells(factors: Factors) -> list[list[str]]:
 
 
 def _percent(share: float) -> str:
-    return "-" if math.isnan(share) else f"{share + 0.0:.1%}".replace("-0.0%", "0.0%")
+    return "-" if math.isnan(share) else f"{share:z.1%}"
