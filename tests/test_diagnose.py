@@ -258,11 +258,14 @@ def test_a_key_that_a_variant_does_not_have_is_a_dash():
 
 def test_a_long_table_of_diagnoses_fits_the_terminal():
     many = pandas.DataFrame(
-        {"initializer": [f"{number:02d} " + "long " * 40 for number in range(30)], "diagnosis": "x: y" * 50}
+        {
+            "initializer": [f"{number:02d} " + "long " * 40 for number in range(30)],
+            "diagnosis": ["dead_units: layers.0" + " 90 %" * 50] * 20 + ["symmetric_units: x spread 0"] * 9 + [None],
+        }
     )
     told = diagnoses.tell(many, by=["initializer"])
     assert told and max(map(len, told[0].splitlines())) <= 100
-    assert told[0].splitlines()[-1] == "  ... and 18 more variants"
+    assert told[0].splitlines()[-1] == "  ... and 17 more variants. Of 30 runs: dead_units 20, symmetric_units 9"
 
 
 @pytest.mark.parametrize("value", ["[dead_unit]", "[dead_class]"])

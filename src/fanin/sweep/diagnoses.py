@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from textwrap import fill
 
 import pandas
 
@@ -26,15 +27,27 @@ def tell(runs: pandas.DataFrame, *, by: Sequence[str], width: int = WIDTH) -> tu
             commonest = Counter(map(name_of, found)).most_common(1)[0][0]
             example = next(one for one in found if name_of(one) == commonest)
             rows.append([" ".join(map(text, values)), f"{len(found)} of {len(group)}", example])
-    more = [f"... and {len(rows) - ROWS} more variants"] if len(rows) > ROWS else []
+    more = [f"... and {len(rows) - ROWS} more variants. {_counted(runs)}"] if len(rows) > ROWS else []
     rows = rows[:ROWS]
     names = [max(len(row[i]) for row in rows) for i in (0, 1)]
     names[0] = min(names[0], width // 3)
     lines = [f"  {_cut(row[0], names[0])}  {row[1].ljust(names[1])}  {row[2]}" for row in rows]
-    plain = "\n".join([HEAD, *(_cut(line, width).rstrip() for line in lines), *(f"  {line}" for line in more)])
+    plain = "\n".join(
+        [HEAD, *(_cut(line, width).rstrip() for line in lines), *(_wrapped(line, width) for line in more)]
+    )
     cells = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in rows]
     table = ["| variant | runs | diagnosis |", "| --- | --- | --- |", *(f"| {line} |" for line in cells)]
     return plain, "\n".join([HEAD, "", *table, *more])
+
+
+def _counted(runs: pandas.DataFrame) -> str:
+    """How many runs have which finding first."""
+    counts = Counter(map(name_of, runs["diagnosis"].dropna())).most_common()
+    return f"Of {len(runs)} runs: {', '.join(f'{name} {count}' for name, count in counts)}"
+
+
+def _wrapped(line: str, width: int) -> str:
+    return fill(line, width, initial_indent="  ", subsequent_indent="    ")
 
 
 def _cut(text: str, width: int) -> str:
