@@ -21,7 +21,7 @@ from typing import Any
 from figures import Figure, judge, project, sweep
 
 from fanin import run, shipper
-from fanin.sweep import devices, engine, schedule
+from fanin.sweep import delivery, devices, schedule
 
 BOUND = 0.15  # CPU seconds a run
 FLAT = 1.2
@@ -79,7 +79,7 @@ def main() -> int:
     clocks["coordinating"].around(schedule.Coordinator, "run")
     clocks["shipping"].around(shipper.Shipper, "_work")
     with project():
-        engine.FLUSH = 600.0  # ship to the last point: it belongs to the cost
+        delivery.FLUSH = 600.0  # ship to the last point: it belongs to the cost
         measure("imports", 2, options.epochs, clocks)
         once = measure("once", 2, options.epochs, clocks)
         cost = {runs: (measure(f"of{runs}", runs, options.epochs, clocks) - once) / (runs - 2) for runs in (few, many)}

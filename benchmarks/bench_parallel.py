@@ -27,7 +27,8 @@ from fanin.run import Trainer
 from fanin.spool import Spool
 from fanin.sweep import devices
 from fanin.sweep.checks import grid_of
-from fanin.sweep.engine import coordinate, declare, shipping
+from fanin.sweep.delivery import shipping
+from fanin.sweep.engine import coordinate, declare
 from fanin.sweep.folder import Outcome
 from fanin.sweep.grid import GridPlan
 from fanin.sweep.plan import Job

@@ -34,7 +34,7 @@ from serving import Spent, Team, declared, finish, lacking, team
 from fanin import shipper
 from fanin.folders import Folder
 from fanin.shipping import unshipped
-from fanin.sweep import devices, engine
+from fanin.sweep import delivery, devices
 from fanin.tracking import Tracker
 
 SWEEPS = 4
@@ -158,7 +158,7 @@ def train(place: str, tracking: str) -> Trained:
     (Path(place) / "conf").symlink_to(REPOSITORY / "conf")
     os.chdir(place)
     devices.TASK = "bench_bookkeeping:TimedTrainer"
-    engine.FLUSH = 600.0  # to the last point: it belongs to the cost
+    delivery.FLUSH = 600.0  # to the last point: it belongs to the cost
     clock = Clock()
     with patch.object(shipper.Shipper, "_work", shipper.Shipper._work):  # until the block's end
         clock.around(shipper.Shipper, "_work")

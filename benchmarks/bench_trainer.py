@@ -28,7 +28,7 @@ from figures import Figure, judge, project, sweep
 from torch import Tensor, nn
 
 from fanin.run import Trainer
-from fanin.sweep import devices, engine
+from fanin.sweep import delivery, devices
 
 BATCH, LR, IMAGES, VAL = 100, 1e-3, 60_000, 5000
 TRAINED = IMAGES - VAL
@@ -66,7 +66,7 @@ def main() -> int:
         print(tutorial(options.root))
         return 0
     devices.TASK = "bench_trainer:TimedTrainer"
-    engine.FLUSH = 600.0  # ship to the last point: it belongs to the cost
+    delivery.FLUSH = 600.0  # ship to the last point: it belongs to the cost
     root = options.root.absolute()
     with project() as folder:
         root = root if (root / "MNIST" / "raw").is_dir() else repeat_small_set(folder / "data")

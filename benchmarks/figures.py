@@ -96,7 +96,9 @@ def study_of(arguments: Sequence[str], *, sampler: str = "grid", trials: int | N
 def played(study: Any, folder: Any, pool: Any) -> Any:
     """The plan of a study after the real coordinator has played it, silently, with the workers of `pool`."""
     from fanin.sweep.checks import grid_of
-    from fanin.sweep.engine import Unshipped, coordinate, make_plan
+    from fanin.sweep.delivery import Unshipped
+    from fanin.sweep.engine import coordinate
+    from fanin.sweep.planning import make_plan
 
     grid = study.sampler["name"] == "grid"
     plan = make_plan(study, grid_of(study) if grid else None, folder, extend=False)

@@ -13,7 +13,6 @@ from fanin.sweep.compose import Composition
 from fanin.sweep.folder import StudyFolder, outcome
 from fanin.sweep.grammar import parse
 from fanin.sweep.plan import Job
-from fanin.sweep.search import Search
 from fanin.sweep.study import Budget, Objective, Study, Variant
 
 METRIC = "val/accuracy"
@@ -42,20 +41,6 @@ def make_study(params: Mapping[str, Any], **fields: Any) -> Study:
     } | fields
     space = parse(params, **structure)
     return Study(space=space, composer=composer, base=composer.compose(), **settings)
-
-
-def open_search(study: Study, folder: StudyFolder, **settings: Any) -> Search:
-    """The study's search as a coordinator opens it in the study's folder; settings are Search's."""
-    given = {"seed": study.seed, "steps": 4, "replicates": study.replicates} | settings
-    return Search(
-        study.space,
-        sampler=study.sampler,
-        pruner=study.pruner,
-        directions=[objective.direction for objective in study.objectives],
-        storage=folder.path / "journal.log",
-        name=study.name,
-        **given,
-    )
 
 
 def grid(study: Study) -> list[Variant]:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import METRIC, Play, Result, make_study, open_folder, open_search
+from plans import METRIC, Play, Result, make_study, open_folder
 
 from fanin.errors import ConfigError
 from fanin.sweep.adaptive import SearchPlan
+from fanin.sweep.planning import open_search
 from fanin.sweep.study import Budget, Objective, Study, Variant
 
 PARAMS = {"a": "interval(0,1)", "b": "int(interval(1,9))"}

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import METRIC, Play, Result, grid, make_study, open_folder, open_search
+from plans import METRIC, Play, Result, grid, make_study, open_folder
 
 from fanin.sweep import race
 from fanin.sweep.grid import GridPlan
+from fanin.sweep.planning import open_search
 from fanin.sweep.study import Budget, Study
 
 PARAMS = {"a": "1,2,3", "b": "1,2"}

@@ -13,7 +13,7 @@ from fanin import ui
 from fanin.app import main
 from fanin.errors import ConfigError
 from fanin.shipping import ship
-from fanin.sweep import engine
+from fanin.sweep import delivery
 from fanin.tracking import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
@@ -73,7 +73,7 @@ def test_a_password_is_in_nothing_that_a_run_leaves_or_prints(tracking, tmp_path
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://ada:{PASSWORD}@127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(engine, "FLUSH", 0.1)
+    monkeypatch.setattr(delivery, "FLUSH", 0.1)
     assert main(["train", "epochs=1", "data.n_train=200", "model=softmax", f"tracking={tracking}"]) == 0
     assert main(["doctor"]) in (0, 1)
     said = capfd.readouterr()

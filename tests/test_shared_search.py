@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 from databases import lacking
-from plans import METRIC, Play, Result, make_study, open_search
+from plans import METRIC, Play, Result, make_study
 from recorded import wait_until
 from shared_state import held
 from wire import wire
@@ -14,6 +14,7 @@ from fanin.shared import connection
 from fanin.sweep.adaptive import SearchPlan
 from fanin.sweep.folder import StudyFolder
 from fanin.sweep.mirror import Mirror
+from fanin.sweep.planning import open_search
 from fanin.sweep.study import Budget
 
 pytestmark = [
@@ -27,9 +28,8 @@ def search_plan(folder):
     """TPE with a pruner over three axes, as a coordinator opens it."""
     fields = {"sampler": {"name": "tpe", "n_startup_trials": 4}, "pruner": {"name": "median", "n_startup_trials": 2}}
     space = {"a": "interval(0.0,1.0)", "b": "interval(1,64)", "c": "x,y,z"}
-    study = make_study(space, budget=Budget(trials=14), **fields)
-    search = open_search(study, folder, seed=3)
-    return SearchPlan(study, search, folder, compose=study.variant)
+    study = make_study(space, budget=Budget(trials=14), seed=3, **fields)
+    return SearchPlan(study, open_search(study, folder), folder, compose=study.variant)
 
 
 def quality(values, replicate):

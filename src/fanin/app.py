@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fanin.errors import ConfigError, unknown
 from fanin.tracking import TrackingDown, TrackingRefused
+
+if TYPE_CHECKING:
+    from fanin.sweep.engine import Options
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = {
@@ -218,8 +221,8 @@ def _warm_up() -> None:
     warm_up("fanin.run", threads=1)
 
 
-def _launch_options(options: argparse.Namespace) -> "engine.Options":  # type: ignore[name-defined]  # noqa: F821
-    from fanin.sweep.engine import Options
+def _launch_options(options: argparse.Namespace) -> "Options":
+    from fanin.sweep.engine import Options  # not before a command needs it: --help is quick
 
     command = shlex.join(["fanin", *_command(options), *options.overrides])
     return Options(dry_run=options.dry_run, extend=options.extend, new=options.new, command=command)

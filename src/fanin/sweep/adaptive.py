@@ -65,6 +65,10 @@ class SearchPlan:
         return self._exhausted and self._queue.empty
 
     @property
+    def judge(self) -> Search:
+        return self.search
+
+    @property
     def reports(self) -> bool:
         return self.study.pruner is not None and not self._by_replicates
 

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 
 class GridPlan:
+    search = None  # a grid's points are listed
+    refused: Mapping[str, str] = {}  # its configurations were checked before
+
     def __init__(
         self, study: Study, variants: Sequence[Variant], folder: StudyFolder, *, judge: "Search | None" = None
     ) -> None:

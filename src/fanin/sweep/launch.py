@@ -25,6 +25,7 @@ from fanin.sweep.compose import Composer, friendly_errors
 from fanin.sweep.engine import Options
 from fanin.sweep.profiles import with_profile
 from fanin.sweep.reading import Settings, read_study
+from fanin.sweep.single import train
 from fanin.sweep.study import Budget
 
 OWN_CONFIG = "config"
@@ -125,7 +126,7 @@ def single(overrides: Sequence[str], options: Options) -> int:
             arguments=[*overrides, "study.name=train"],
             settings=settings,
         )
-        return engine.train(study, options=options, project=Path.cwd())
+        return train(study, options=options, project=Path.cwd())
 
 
 def sweep(sweeper: Any, arguments: list[str]) -> int:
