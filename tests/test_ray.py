@@ -19,6 +19,7 @@ from servers import free_port
 
 from fanin import spool
 from fanin.app import main
+from fanin.errors import ConfigError
 
 if not importlib.util.find_spec("ray"):
     pytest.skip("needs the extra fanin[ray]", allow_module_level=True)
@@ -122,7 +123,6 @@ def services():
         services = Services(Path(folder))
         try:
             services.start("ray-head")
-            services.start("ray-worker")
             yield services
         finally:
             services.stop()
@@ -221,6 +221,17 @@ def test_runs_that_split_a_data_set_in_different_ways_share_its_place_on_the_clu
     assert len(placed) == 1 and len(placed[0].train) > 1000
 
 
+def test_a_head_that_no_node_joins_is_refused(monkeypatch, capsys):
+    from fanin.sweep import ray_pool
+
+    nodes = [{"Alive": True, "Resources": {"memory": 4e9}}, {"Alive": False, "Resources": {"CPU": 2.0}}]
+    monkeypatch.setattr(ray_pool.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(ray_pool, "JOIN", 0.1)
+    with pytest.raises(ConfigError, match="no node has room for a worker of 1 CPUs and 0 GPUs .the nodes have 0 CPUs"):
+        ray_pool.capacity(cpus=1, gpus=0)
+    assert capsys.readouterr().out.count("for one to join") == 1
+
+
 def test_the_services_of_the_compose_file_are_a_cluster_that_sweeps_for_those_who_know_its_token(
     services, launch, tmp_path_factory, monkeypatch
 ):
@@ -230,6 +241,8 @@ def test_the_services_of_the_compose_file_are_a_cluster_that_sweeps_for_those_wh
             monkeypatch.setenv(name, value)
     sweep = ("sweep", "faults", "model=softmax", "model._target_=mine.Net", "hardware=ray", "epochs=2")
     command = launch(project, *sweep)
+    command.wait_for("no node of the Ray cluster has a CPU yet", seconds=90)
+    services.start("ray-worker")
     assert command.end(seconds=240) == 0, command.output
     assert "2 workers on a Ray cluster that has room for 2" in command.output, "none on the head"
     assert children(project) == {run.name: ["FINISHED"] for run in folders(project)}

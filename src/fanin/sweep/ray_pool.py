@@ -42,6 +42,7 @@ from ray.exceptions import ActorUnavailableError, RayError  # noqa: E402
 HEAR = 10.0  # seconds a worker waits for something to say before it answers with nothing
 CALLS = 4  # of the coordinator that an actor serves at once: it hears, is replied to and is stopped
 KNOCK = 10.0  # seconds for the cluster's head to take a connection
+JOIN = 60.0  # seconds for a first node with a CPU to join a head that trains nothing
 TAKEN_THERE = ("val", "n_train", "scale")  # of the data group: what a worker makes of one and the same data set
 DEEPEST = 3  # folders below the project's in which the user's own modules are looked for
 
@@ -241,7 +242,7 @@ def gather_modules(project: Path, target: Path) -> None:
 
 def capacity(*, cpus: int, gpus: float) -> int:
     """How many workers the cluster has room for. Raises ConfigError if none."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = resources()
     room = sum(_on_node(node, cpus=cpus, gpus=gpus) for node in nodes)
     has = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
     rule = f"no node has room for a worker of {cpus} CPUs and {gpus:g} GPUs (the nodes have {has})"
@@ -249,10 +250,24 @@ def capacity(*, cpus: int, gpus: float) -> int:
     return room
 
 
-def _on_node(resources: Mapping[str, float], *, cpus: int, gpus: float) -> int:
-    by_cpu = int(resources.get("CPU", 0) // cpus)
+def resources() -> list[Mapping[str, float]]:
+    """Of each node. A head that trains nothing answers before the nodes that do have joined it: the first of these is
+    waited for."""
+    deadline = None
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(node.get("CPU") for node in nodes) or (deadline and time.monotonic() > deadline):
+            return nodes
+        if not deadline:
+            deadline = time.monotonic() + JOIN
+            print(f"  no node of the Ray cluster has a CPU yet: waiting up to {JOIN:g} s for one to join", flush=True)
+        time.sleep(0.5)
+
+
+def _on_node(node: Mapping[str, float], *, cpus: int, gpus: float) -> int:
+    by_cpu = int(node.get("CPU", 0) // cpus)
     if not gpus:
         return by_cpu
-    have = resources.get("GPU", 0)
+    have = node.get("GPU", 0)
     by_gpu = int(have * int(1 / gpus + 1e-9)) if gpus <= 1 else int(have // gpus)
     return min(by_cpu, by_gpu)
