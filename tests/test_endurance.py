@@ -71,9 +71,9 @@ def session(project, draw):
             while way in (fork_server, worker) and command.running and time.monotonic() < deadline:
                 time.sleep(0.05)
             if way in (ctrl_c, terminate):
-                assert command.end(seconds=30) == 130, command.output
+                assert command.end(seconds=60) == 130, command.output
         command.process.wait(60)
-        wait_until(lambda: not command.survivors, seconds=5)
+        wait_until(lambda: not command.survivors)
         return command
     finally:
         command.kill()

@@ -140,7 +140,7 @@ def test_while_postgres_is_down_noting_costs_nothing_and_all_is_sent_when_it_is_
         began = time.monotonic()
         for run in (ended, opened):
             keeper.note(run)
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 5
         with pytest.raises(TrackingDown, match=f"127.0.0.1:{server.cluster.port}/optuna: "):
             keeper.secure(ended)
         server.start()
@@ -165,11 +165,11 @@ def test_a_session_that_nobody_answers_is_ended_and_made_again_when_the_network_
                 for _ in range(2):
                     began = time.monotonic()
                     keeper.note(late)
-                    assert time.monotonic() - began < 1
+                    assert time.monotonic() - began < 5
                     # the thread may have waited for the answer, and found the session to be dead, before us
                     with pytest.raises(TrackingDown, match=f"{place}(no answer for 0.5 s|.*timeout)"):
                         keeper.secure(opened)
-                    assert time.monotonic() - began < 10
+                    assert time.monotonic() - began < 25
                 monkeypatch.setattr("fanin.shared.exchange.ANSWER", connection.ANSWER)  # what follows takes its time
                 with pytest.raises(ConfigError, match="is in use"):
                     Exchange(server.address(), two / ".fanin" / "initializers").take()

