@@ -36,7 +36,7 @@ test: $(READY) ## all tests but the long ones
 	@$(BIN)/pytest -n auto --dist loadfile -m "not slow" $(ARGS)
 
 test-slow: $(READY) ## the long proofs
-	@$(BIN)/pytest -m slow $(ARGS)
+	@$(BIN)/pytest -m slow --durations=10 $(ARGS)
 
 check: $(READY) ## format, lint and types
 	@$(BIN)/ruff format --check .

@@ -42,7 +42,6 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 def test_programs_and_studies_run_under_hydra_1_4(python: Path) -> None:
     ask = [python, "-c", "import hydra; print(hydra.__version__)"]
     assert subprocess.run(ask, check=True, capture_output=True, text=True).stdout.startswith("1.4.")
