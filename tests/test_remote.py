@@ -111,7 +111,7 @@ def test_a_task_that_raises_and_a_handler_that_cannot_be_made_are_reported():
     ):
         remote = Remote(task, arguments)
         remote.do(1, "fail", ValueError("no"), {})
-        ((kind, failure, files),) = remote.hear(10.0)
+        ((kind, failure, files),) = remote.hear(60.0)
         assert (kind, files) == ("failed", {}) and isinstance(failure, Failure) and failure.message == message
 
 
@@ -122,24 +122,24 @@ def test_a_worker_with_nothing_to_say_answers_in_time():
 def test_the_calls_of_the_coordinator_do_not_wait_for_the_task():
     remote = Remote("handlers:Handler", {})
     remote.do(1, "wait_for_stop", None, {})
-    assert remote.hear(10.0)[0][:2] == ("record", "begun")
+    assert remote.hear(60.0)[0][:2] == ("record", "begun")
     threading.Thread(target=remote.stop, args=(1, "enough")).start()
-    assert remote.hear(10.0)[0][:2] == ("done", "enough")
+    assert remote.hear(60.0)[0][:2] == ("done", "enough")
 
 
 def test_a_stop_may_overtake_its_task_and_ends_no_other():
     remote = Remote("handlers:Handler", {})
     remote.stop(1, "of the first")
     remote.do(1, "wait_for_stop", None, {})
-    said = remote.hear(10.0)
-    said = said if said[-1][0] == "done" else said + remote.hear(10.0)
+    said = remote.hear(60.0)
+    said = said if said[-1][0] == "done" else said + remote.hear(60.0)
     assert [message[:2] for message in said] == [("record", "begun"), ("done", "of the first")]
     remote.do(2, "wait_for_stop", None, {})
-    assert remote.hear(10.0)[0][:2] == ("record", "begun")
+    assert remote.hear(60.0)[0][:2] == ("record", "begun")
     remote.stop(1, "too late")
     assert remote.hear(0.2) == []
     remote.stop(2, "enough")
-    assert remote.hear(10.0)[0][:2] == ("done", "enough")
+    assert remote.hear(60.0)[0][:2] == ("done", "enough")
 
 
 def test_only_what_is_new_travels_and_nothing_that_is_being_written(tmp_path):

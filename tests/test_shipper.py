@@ -189,7 +189,7 @@ def test_bookkeeping_of_a_run_is_cheap(tmp_path):
         begin = time.process_time()
         ship(run, tracker=tracker)
         costs.append(time.process_time() - begin)
-    assert min(costs) < 0.09
+    assert min(costs) < 0.15  # 35 ms at rest
 
 
 def test_a_study_whose_database_was_removed_is_shipped_anew_with_the_runs_that_had_been_done(tmp_path):
