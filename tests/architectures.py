@@ -4,6 +4,7 @@ from pkgutil import resolve_name
 
 import torch
 from conftest import ROOT
+from draws import generator
 from initialized import options_of
 from torch import Tensor, nn
 
@@ -29,5 +30,11 @@ def build_own(factory, *, norm="none", dropout=0.0, make=models.build, **options
     return make(factory, in_shape=MNIST, classes=10, norm=norm, dropout=dropout, options=options)
 
 
+def mlp(widths, **changes) -> models.Mlp:
+    """For MNIST, of ReLU units, without norm and dropout, where `changes` do not say otherwise."""
+    options = dict(in_shape=MNIST, classes=10, activation="relu", norm="none", dropout=0.0)
+    return models.Mlp(widths=widths, **options | changes)
+
+
 def images(count: int = 8, shape=MNIST) -> Tensor:
-    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(0))
+    return torch.rand(count, *shape, generator=generator())

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from draws import generator
 from torch import Tensor
 
 from fanin import augmentation, regularizers
@@ -14,10 +15,6 @@ from fanin.randomness import Streams
 STREAMS = Streams(seed=0, replicate=0)
 KINDS = {"rotate": 15.0, "shift": 2, "mixup": 0.5, "input_noise": 0.1, "input_dropout": 0.2}
 CPU = torch.device("cpu")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(count: int = 50, shape: tuple[int, ...] = (2, 9, 7)) -> Tensor:

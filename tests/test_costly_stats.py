@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from draws import generator
 from torch import Tensor, nn
 from trained import Listener, configuration, train
 
@@ -15,10 +16,6 @@ from fanin.stats.geometry import correlations, effective_rank, jacobian_spectra
 
 TRAINER = Trainer(threads=1)
 FEW = ("data.n_train=300", "data.val=100", "tracking=none")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def linear_net(*, depth: int, width: int, orthogonal: bool) -> nn.Sequential:

@@ -1,17 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from draws import random_images
 from PIL import Image
 
 from fanin import data
 from fanin.errors import ConfigError
 
 GROUP = {"shape": [1, 28, 28], "classes": 10, "val": 5, "n_train": None, "scale": "unit"}
-
-
-def random_images(count, seed, shape=(28, 28)):
-    generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
 
 
 def arrays(count=40, shape=(28, 28), dtype=np.uint8, seed=0):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import generator
 from initialized import initialize
 from omegaconf import OmegaConf
 from scipy import stats
@@ -29,10 +30,6 @@ FILES = sorted((ROOT / "conf/initializer").glob("*.yaml"))
 STREAMS = Streams(seed=0, replicate=0)
 LINEAR = (300, 700)  # fan_in 700, fan_out 300
 CONV = (40, 24, 5, 5)  # fan_in 600, fan_out 1000
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def drawn(function, *, shape=LINEAR, seed=0, **options) -> torch.Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from architectures import MNIST, mlp
 from torch import nn
 from trained import SMALL, configuration, train
 
@@ -24,18 +25,12 @@ CONF = Path(__file__).parent.parent / "conf"
 OPTIMIZERS = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 LIKE_SGD = ["sgd", "momentum", "nesterov"]
 LIKE_ADAM = ["adam", "adamw", "adamax", "rmsprop", "adagrad"]
-MNIST = (1, 28, 28)
 GAIN = math.sqrt(2)
 HE = init.bind(init.he_normal, dict(gain=GAIN, mode="fan_in"))
 
 
 def mup(base_width: int = 64, readout: str = "normal") -> init.Mup:
     return init.Mup(base_width=base_width, gain=GAIN, readout=readout)
-
-
-def mlp(widths, **changes) -> models.Mlp:
-    settings = dict(in_shape=MNIST, classes=10, activation="relu", norm="none", dropout=0.0)
-    return models.Mlp(widths=widths, **settings | changes)
 
 
 def cnn(channels: int) -> models.Cnn:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from draws import generator
 from torch import Tensor, nn
 
 from fanin import initializers, meanfield
@@ -24,10 +25,6 @@ INITIALIZERS = {
     "orthogonal": partial(initializers.orthogonal, gain=1.0),
 }
 SHAPE = (1, 20, 20)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def images(count: int = 64, shape: tuple[int, int, int] = SHAPE) -> Tensor:

@@ -6,16 +6,13 @@ from itertools import product
 
 import pytest
 import torch
+from draws import generator
 from torch import Tensor
 
 from fanin import data
 from fanin.initializers import rbm
 
 RULE = rbm.Rule(k=1, lr=0.1, momentum=0.5, final_momentum=0.9, switch_epoch=5, weight_cost=2e-4, batch_size=100)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def machine(visible: str = "binary", *, units: int = 4, pixels: int = 5, scale: float = 0.7) -> rbm.Rbm:

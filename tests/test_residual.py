@@ -2,13 +2,12 @@
 
 import math
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
+from architectures import STREAMS, build, images
 from initialized import initialize
 from torch import Tensor, nn
 
@@ -19,24 +18,11 @@ from fanin.models.residual import BRANCHES, Block
 from fanin.randomness import Streams
 
 CONF = Path(__file__).parent.parent / "conf"
-STREAMS = Streams(seed=0, replicate=0)
-MNIST = (1, 28, 28)
 RESIDUAL = ["resmlp", "rescnn"]
-
-
-def build(name: str, *, norm: str = "none", dropout: float = 0.0, stochastic_depth: float = 0.0, **changes: Any) -> Any:
-    options = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()) | changes
-    factory = resolve_name(options.pop("_target_"))
-    layers: dict[str, Any] = dict(norm=norm, dropout=dropout, stochastic_depth=stochastic_depth)
-    return models.build(factory, in_shape=MNIST, classes=10, options=options, **layers)
 
 
 def blocks_of(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, Block)]
-
-
-def images(count: int = 8) -> Tensor:
-    return torch.rand(count, *MNIST, generator=torch.Generator().manual_seed(0))
 
 
 def disturb(model: nn.Module) -> None:

@@ -7,33 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import generator
+from tiny import IMAGES, LABELS, make_mlp
 from torch import Tensor, nn
 
 from fanin.models import Cnn
 from fanin.models.mlp import Mlp
-from fanin.models.noise import noise_state, seed_noise
-from fanin.randomness import Streams
+from fanin.models.noise import noise_state
 from fanin.stats import FULL, LayerStats
 from fanin.stats.batch_mode import batch_mode
 from fanin.stats.covariate_shift import compare, covariate_shift
 from fanin.stats.drift import drifts, percentiles
 from fanin.stats.gains import measure_gains
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-IMAGES = torch.randn(48, 1, 5, 4, generator=generator(1))
-LABELS = torch.randint(3, (48,), generator=generator(2))
-
-
-def make_mlp(norm: str = "none", *, widths: tuple[int, ...] = (12, 7), activation: str = "tanh") -> Mlp:
-    torch.manual_seed(0)
-    options = {"activation": activation, "norm": norm, "norm_noise": 1.0, "dropout": 0.5}
-    model = Mlp(in_shape=(1, 5, 4), classes=3, widths=widths, **options)
-    seed_noise(model, Streams(seed=0, replicate=0))
-    return model
 
 
 def stats_of(model: nn.Module) -> LayerStats:
@@ -43,13 +28,13 @@ def stats_of(model: nn.Module) -> LayerStats:
 def moved(model: nn.Module) -> nn.Module:
     """With running averages that are not those of the probe."""
     model.train()
-    for start in range(0, 48, 16):
+    for start in range(0, len(IMAGES), 16):
         model(3 * IMAGES[start : start + 16] + 1)
     return model
 
 
 def test_percentiles_are_those_of_what_the_norm_gives_to_the_activation():
-    model = moved(make_mlp("batch"))
+    model = moved(make_mlp("tanh", norm="batch"))
     found = stats_of(model).measure()
     x = IMAGES.flatten(1)
     for index in range(2):
@@ -83,7 +68,7 @@ def test_drift_is_the_way_of_the_percentiles_in_units_of_their_spread_whatever_t
 
 
 def test_drift_is_told_from_the_second_record_on_and_is_0_where_nothing_moved():
-    stats = stats_of(make_mlp("noisy_batch"))
+    stats = stats_of(make_mlp("tanh", norm="noisy_batch"))
     assert "activation/layers.0/drift" not in stats.measure()
     assert stats.measure()["activation/layers.0/drift"] == 0
     stats.model.train()(IMAGES)  # a step of training draws noise, and what follows meets another one
@@ -91,7 +76,7 @@ def test_drift_is_told_from_the_second_record_on_and_is_0_where_nothing_moved():
 
 
 def test_units_that_say_nothing_have_no_drift():
-    model = make_mlp()
+    model = make_mlp("tanh")
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     stats = stats_of(model)
@@ -101,7 +86,7 @@ def test_units_that_say_nothing_have_no_drift():
 
 @pytest.mark.parametrize("norm", ["none", "batch", "layer"])
 def test_covariate_shift_is_that_of_a_step_by_hand(norm):
-    model, lr = moved(make_mlp(norm)).double(), 0.5
+    model, lr = moved(make_mlp("tanh", norm=norm)).double(), 0.5
     for dropout in model.dropouts:
         dropout.p = 0.0
     found = covariate_shift(model, IMAGES.double(), LABELS, lr=lr)
@@ -149,7 +134,7 @@ def test_gradients_that_turn_by_a_right_angle_have_a_cosine_of_0():
 
 
 def test_a_measurement_leaves_weights_averages_streams_gradients_and_modes_alone():
-    model = moved(make_mlp("noisy_batch")).train()
+    model = moved(make_mlp("tanh", norm="noisy_batch")).train()
     model.norms[0].eval()
     F.cross_entropy(model(IMAGES[:8]), LABELS[:8]).backward()
     stats = stats_of(model)
@@ -204,13 +189,13 @@ def test_under_batch_statistics_relu_gradients_grow_by_1_467_a_layer_which_runni
 
 @pytest.mark.parametrize("norm", ["none", "layer"])
 def test_without_batch_norm_gains_in_batch_mode_are_the_ordinary_ones(norm):
-    found = stats_of(make_mlp(norm)).measure()
+    found = stats_of(make_mlp("tanh", norm=norm)).measure()
     batch = {key.replace("batch_", ""): value for key, value in found.items() if "/batch_" in key}
     assert len(batch) == 5 and batch == pytest.approx({key: found[key] for key in batch}, rel=1e-9)
 
 
 def test_every_key_of_the_full_table_is_there_for_a_hidden_layer():
-    stats = stats_of(make_mlp("batch"))
+    stats = stats_of(make_mlp("tanh", norm="batch"))
     stats.measure()
     found = stats.measure(lr=0.1)
     assert {f"{kind}/layers.0/{name}" for kind, names in FULL.items() for name in names} <= found.keys()
@@ -218,7 +203,7 @@ def test_every_key_of_the_full_table_is_there_for_a_hidden_layer():
 
 
 def test_a_probe_of_one_image_has_no_statistics_of_its_own():
-    model = moved(make_mlp("batch"))
+    model = moved(make_mlp("tanh", norm="batch"))
     stats = LayerStats(model, images=IMAGES[:1], labels=LABELS[:1], level="full")
     found = stats.measure(lr=0.1)
     assert found["signal/layers.1/batch_forward_gain"] == found["signal/layers.1/forward_gain"]
@@ -235,7 +220,7 @@ def test_a_convolutional_network_with_norms_and_pooling_is_measured():
 
 
 def test_broken_weights_are_measured_without_an_error():
-    model = make_mlp("batch")
+    model = make_mlp("tanh", norm="batch")
     nn.init.constant_(model.layers[0].weight, math.nan)
     found = stats_of(model).measure(lr=0.1)
     assert math.isnan(found["activation/layers.0/p50"]) and math.isnan(found["grad/layers.1/covariate_shift"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from draws import random_images
 from servers import Quiet, serving
 
 from fanin import data
@@ -30,11 +31,6 @@ needs_mnist = pytest.mark.skipif(not Path(ROOT, "MNIST/raw").exists(), reason="n
 def idx_bytes(array):
     """The idx format as LeCun's page describes it, written by hand."""
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-def random_images(count, seed, shape=(28, 28)):
-    generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
 
 
 def write_idx(root, name="MNIST"):

@@ -7,24 +7,13 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+from draws import generator
+from tiny import IMAGES, LABELS, make_mlp
 from torch import Tensor, nn
 
 from fanin import models, spectrum
 from fanin.models.mlp import Mlp
 from fanin.stats import LayerStats, transfer
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-IMAGES = torch.randn(64, 1, 5, 4, generator=generator(1))
-LABELS = torch.randint(3, (64,), generator=generator(2))
-
-
-def make_mlp(activation: str = "relu", *, widths: tuple[int, ...] = (12, 7), norm: str = "none") -> Mlp:
-    torch.manual_seed(0)
-    return Mlp(in_shape=(1, 5, 4), classes=3, widths=widths, activation=activation, norm=norm, dropout=0.5)
 
 
 def measure(model: nn.Module, images: Tensor = IMAGES, labels: Tensor = LABELS) -> dict[str, float]:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from architectures import MNIST, mlp
 from initialized import initialize
 from scipy import linalg, stats
 from torch import nn
@@ -18,12 +19,6 @@ from fanin.run import Trainer
 from fanin.stats.gains import measure_gains
 
 STREAMS = Streams(seed=0, replicate=0)
-MNIST = (1, 28, 28)
-
-
-def mlp(widths, **changes) -> models.Mlp:
-    settings = dict(in_shape=MNIST, classes=10, activation="relu", norm="none", dropout=0.0)
-    return models.Mlp(widths=widths, **settings | changes)
 
 
 def started(model: nn.Module, function, *, bias="zeros", in_shape=MNIST, streams=STREAMS, **options) -> nn.Module:
