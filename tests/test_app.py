@@ -16,7 +16,6 @@ from recorded import new_database
 from fanin import app
 from fanin.app import main
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's
 TINY = ["data=digits", "data.n_train=100", "epochs=1", "model=mlp_narrow", "hardware.workers=1"]
 USERS = '''
 import torch

@@ -14,8 +14,6 @@ from fanin.points import Point
 from fanin.shipping import ship
 from fanin.tracking import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 
 def metrics(epoch):
     odd = {"up": math.inf, "down": -math.inf, "none": math.nan, "zero": -0.0}

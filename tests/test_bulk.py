@@ -11,8 +11,6 @@ from fanin import bulk, schema
 from fanin.points import Point
 from fanin.tracking import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 COLUMNS = "key, value, timestamp, step, is_nan, run_uuid, typeof(value), typeof(step), typeof(is_nan)"
 METRICS = f"select {COLUMNS} from metrics order by key, step, value"
 LATEST = f"select {COLUMNS} from latest_metrics order by key"

@@ -17,8 +17,6 @@ from fanin.spool import Spool
 from fanin.sweep.verdicts import judge
 from fanin.tracking import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 NAN = math.nan
 
 

@@ -14,9 +14,6 @@ from fanin.shipping import ship, sync
 from fanin.spool import Spool
 from fanin.tracking import Tracker
 
-# MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 
 def told(project, uri="sqlite:///mlflow.db"):
     return [(one.level, one.text) for one in _tracking(project, {"uri": uri, "artifacts": None})]

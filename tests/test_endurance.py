@@ -12,7 +12,7 @@ from recorded import wait_until
 from fanin import spool
 
 # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")]
+pytestmark = pytest.mark.slow
 
 KILLS = 24
 CHOICE = ("sweep", "faults", *SLOW)

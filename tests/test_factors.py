@@ -153,7 +153,6 @@ def test_the_table_is_plain_text_and_markdown() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's
 def test_a_sweep_and_fanin_results_say_the_same(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["model=softmax", "data=digits", "epochs=1", "stats=off", "study.name=two", "study.replicates=2"]
     assert main(["train", "-m", *small, "optimizer.lr=0.0001,0.02", "initializer=zeros,he_normal"]) == 0

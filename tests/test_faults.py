@@ -29,8 +29,6 @@ from fanin import spool
 from fanin.app import main
 from fanin.sweep.folder import StudyFolder, archive, outcome
 
-# MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 MODELS = '''
 
 import os

@@ -10,8 +10,6 @@ from servers import mlflow_server
 
 from fanin import spool
 
-# MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 TROUBLE = ("locked", "busy", "deadlock", "tracking is down", "tracking refused", "Traceback", "not fully in MLflow")
 
 

@@ -180,7 +180,6 @@ def test_bad_seeds_are_refused(seeds: dict[str, Any], message: str) -> None:
         check_seeds(seeds)
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's
 def test_a_sweep_of_seeds_ends_with_where_the_noise_comes_from(project: Path, capsys: Any) -> None:
     small = ["model=softmax", "data=digits", "epochs=1", "stats=off", "study.name=luck"]
     assert main(["train", "-m", *small, "initializer=normal_002", "seeds.init=0,1", "seeds.order=0,1,2"]) == 0

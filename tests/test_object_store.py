@@ -121,7 +121,6 @@ def test_what_is_saved_from_a_folder_is_loaded_into_a_bucket_and_back(prefix, tm
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # MLflow 3.17 about SQLAlchemy 2.1
 def test_a_server_with_an_object_store_serves_files_and_moves_them_from_there(tmp_path, monkeypatch):
     """The service mlflow as FANIN_ARTIFACTS=s3://artifacts makes it; then its backup restored onto a volume."""
     need_store()

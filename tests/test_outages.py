@@ -33,8 +33,6 @@ from fanin.shipping import ship
 from fanin.sweep.folder import outcome
 from fanin.tracking import Tracker
 
-# MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 JUMPY = '''
 
 import os

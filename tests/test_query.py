@@ -15,8 +15,6 @@ from fanin.shipping import ship, sync
 from fanin.spool import Spool
 from fanin.tracking import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 
 def with_lr(lr):
     return CONFIG | {"optimizer": CONFIG["optimizer"] | {"lr": lr}}

@@ -16,8 +16,6 @@ from fanin.build import load_model
 from fanin.errors import ConfigError
 from fanin.tracking import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 SMALL = ["model=mlp_narrow", "data=digits", "data.n_train=200", "epochs=1", "stats=off", "study.name=two"]
 
 

@@ -11,8 +11,6 @@ from fanin.shipping import sync
 from fanin.spool import Spool
 from fanin.tracking import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):

@@ -16,7 +16,6 @@ from fanin.shipping import ship
 from fanin.sweep import delivery
 from fanin.tracking import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 PASSWORD = "hunter2-hunter2-hunter2"
 UNPICKLERS = {
     "fanin.sweep.foreign": "a program's own function, on its way from its coordinator to its workers",

@@ -16,7 +16,6 @@ from fanin.spool import Spool
 from fanin.tracking import Tracker
 
 RUNS = 130  # more than one answer takes
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 
 
 def insert(connection, run, key, points):

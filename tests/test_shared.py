@@ -22,11 +22,7 @@ from fanin.sweep.folder import StudyFolder
 from fanin.sweep.sharing import Shared
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
-pytestmark = [
-    pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there"),
-    # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
-]
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there")
 
 
 def test_another_machine_gets_every_record_and_goes_on_from_there(server, tmp_path):

@@ -16,11 +16,7 @@ from fanin.shared.late import Latecomer
 from fanin.shipping import ship, sync
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
-pytestmark = [
-    pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there"),
-    # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
-]
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there")
 
 SLOW = 800_000  # bytes a second
 

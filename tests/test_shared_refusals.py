@@ -18,11 +18,7 @@ from fanin.sweep.folder import StudyFolder
 from fanin.sweep.launch import project_loader
 from fanin.sweep.sharing import Local, Shared, open_state
 
-pytestmark = [
-    pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there"),
-    # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
-]
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there")
 
 
 def refusal(address, path, *, uri="sqlite:///mlflow.db"):

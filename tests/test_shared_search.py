@@ -17,11 +17,7 @@ from fanin.sweep.mirror import Mirror
 from fanin.sweep.planning import open_search
 from fanin.sweep.study import Budget
 
-pytestmark = [
-    pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there"),
-    # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
-]
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there")
 
 
 def search_plan(folder):

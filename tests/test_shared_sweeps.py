@@ -20,11 +20,7 @@ from fanin import spool
 from fanin.app import main
 from fanin.shared import glance
 
-pytestmark = [
-    pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there"),
-    # MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),
-]
+pytestmark = pytest.mark.skipif(bool(lacking()), reason=lacking() or "all is there")
 
 
 STATE = "tracking.state=${oc.env:FANIN_STATE_URI}"  # as in conf/tracking/server.yaml
@@ -84,6 +80,29 @@ def trained(command, *, epochs):
     assert command.running, command.output
 
 
+def ends_as(alone, team, command):
+    """Without a fault, and with the table and the points in MLflow of the sweep `alone`."""
+    assert command.end() == 0, command.output
+    assert (leaderboard(command.output), once(team.hub)) == alone
+
+
+def sync(team, monkeypatch):
+    """`fanin sync` on the first machine."""
+    monkeypatch.chdir(team.one)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{team.hub}/mlflow.db")
+    assert main(["sync"]) == 0
+
+
+def ends_as_its_owners(first, team, alone, launch, *, gone, back):
+    """The sweep `first` after an outage from `gone` to `back` (seconds since 1970): nobody else got its study, it ends
+    as if nothing had been, and no epoch waited for a second."""
+    second = launch(team.two, *team.options)
+    assert second.end() == 2 and "is in use by" in second.output, second.output
+    (team.one / "slow").unlink()
+    ends_as(alone, team, first)
+    assert max(pauses(team.one, since=gone, until=back)) < 1 + max(pauses(team.one, until=gone))
+
+
 def done(project):
     """The runs that have ended there."""
     return attempts(project).keys() - {run.name for run, _ in open_runs(project)}
@@ -128,10 +147,8 @@ def test_a_sweep_is_refused_elsewhere_while_it_lives_and_gone_on_with_there_when
     written = [path for folder in (team.hub, team.one, team.two) for path in folder.rglob("*") if path.is_file()]
     assert len(written) > 50 and not [path for path in written if secret in path.read_bytes()]
 
-    monkeypatch.chdir(team.one)  # the first machine comes back
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{team.hub}/mlflow.db")
     before = curves(team.hub)
-    assert main(["sync"]) == 0
+    sync(team, monkeypatch)  # the first machine comes back
     assert "left alone: study 'faults' was taken over by" in capsys.readouterr().out
     assert curves(team.hub) == before
     assert main(team.options) == 0
@@ -144,9 +161,7 @@ def test_a_coordinator_that_was_cut_off_stops_when_it_comes_back_and_changes_not
     trained(first, epochs=14)
     first.signal(signal.SIGSTOP)
     assert team.server.cut_off()  # as after half a minute without a sign of life
-    second = launch(team.two, *team.options)
-    assert second.end() == 0, second.output
-    assert (leaderboard(second.output), once(team.hub)) == alone
+    ends_as(alone, team, launch(team.two, *team.options))
     before, done = curves(team.hub), epochs_of(team.one)
     first.signal(signal.SIGCONT)
     assert first.end() == 1, first.output
@@ -169,14 +184,8 @@ def test_a_restart_of_postgres_costs_no_epoch_a_second_and_leaves_the_study_with
     team.server.start()
     back = time.time()
     first.wait_for("tracking is back")
-    second = launch(team.two, *team.options)
-    assert second.end() == 2 and "is in use by" in second.output, second.output
-    (team.one / "slow").unlink()
-    assert first.end() == 0, first.output
-    assert (leaderboard(first.output), once(team.hub)) == alone
-    assert max(pauses(team.one, since=gone, until=back)) < 1 + max(pauses(team.one, until=gone))
-    third = launch(team.two, *team.options)
-    assert third.end() == 0 and (leaderboard(third.output), once(team.hub)) == alone, third.output
+    ends_as_its_owners(first, team, alone, launch, gone=gone, back=back)
+    ends_as(alone, team, launch(team.two, *team.options))
 
 
 @pytest.mark.slow
@@ -191,8 +200,7 @@ def test_neither_training_nor_ctrl_c_waits_for_a_postgres_that_hangs(team, alone
         assert first.end() == 130, first.output
         assert time.monotonic() - asked < 10
     assert max(pauses(team.one, since=hung)) < 1 + max(pauses(team.one, until=hung))
-    again = launch(team.two, *team.options)
-    assert again.end() == 0 and (leaderboard(again.output), once(team.hub)) == alone, again.output
+    ends_as(alone, team, launch(team.two, *team.options))
 
 
 @pytest.mark.slow
@@ -212,13 +220,8 @@ def test_a_network_that_swallows_everything_on_the_way_to_postgres_costs_no_epoc
             trained(first, epochs=epochs_of(team.one) + 4)
             mended = time.time()
         first.wait_for("tracking is back")
-        second = launch(team.two, *team.options)
-        assert second.end() == 2 and "is in use by" in second.output, second.output
-        (team.one / "slow").unlink()
-        assert first.end() == 0, first.output
+        ends_as_its_owners(first, team, alone, launch, gone=cut, back=mended)
         assert len({line for line in first.output.splitlines() if "tracking is down" in line}) == 1
-        assert (leaderboard(first.output), once(team.hub)) == alone
-        assert max(pauses(team.one, since=cut, until=mended)) < 1 + max(pauses(team.one, until=cut))
 
 
 @pytest.mark.slow
@@ -230,9 +233,7 @@ def test_a_sweep_that_ends_while_postgres_is_down_is_brought_by_sync(team, alone
     assert first.end() == 0, first.output
     assert "runs are not fully in MLflow yet (tracking is down" in first.output
     team.server.start()
-    monkeypatch.chdir(team.one)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{team.hub}/mlflow.db")
-    assert main(["sync"]) == 0
+    sync(team, monkeypatch)
     assert once(team.hub) == alone[1]
     second = launch(team.two, *team.options)
     assert second.end() == 0 and leaderboard(second.output) == alone[0], second.output

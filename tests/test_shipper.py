@@ -10,8 +10,6 @@ from fanin.shipping import ship
 from fanin.spool import Spool
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 
 class Recorder:
     """Stands in for `ship` and its tracker: notes what is shipped when, and fails as told."""

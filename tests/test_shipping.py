@@ -24,8 +24,6 @@ from fanin.shipping import ship, sync
 from fanin.spool import Spool
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
-# MLflow 3.17 uses a loader option that SQLAlchemy 2.1 deprecates: not ours to mend
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 NAME = "initializer=he_normal r0"
 
 

@@ -26,7 +26,6 @@ import submitit.slurm.slurm as slurm
 from fanin.errors import ConfigError
 from fanin.sweep.slurm_pool import SlurmPool, make_executor
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 LOCAL = ("hardware=slurm", "hardware.slurm.executor=local", "hardware.workers=2")
 OPTIONS = {
     "executor": "slurm",

@@ -15,8 +15,6 @@ from fanin.errors import ConfigError
 from fanin.shipping import sync
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):

@@ -224,7 +224,6 @@ hydra: {sweeper: {params: {initializer: "zeros,he_normal"}}}
 """
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_the_verdict_is_in_the_terminal_in_mlflow_in_the_results_and_in_the_report(project, capsys):
     (project / "sweeps").unlink()
     (project / "sweeps").mkdir()
@@ -303,7 +302,6 @@ def test_every_smoke_profile_ends_with_a_verdict():
     assert "Nothing of these runs is kept. To keep a study's: fanin sweep 01_seed_replay profile=smoke" in done.stdout
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's
 def test_a_study_none_of_whose_runs_has_the_metric_of_a_criterion_yet_still_has_results(project, capsys):
     """The test set is seen at the end only, and these runs are pruned before it."""
     claim = "study.criteria=[{id: one, says: It trains, metric: test/accuracy, bound: '>= 0.8'}]"

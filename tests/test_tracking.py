@@ -14,8 +14,6 @@ from fanin.errors import ConfigError
 from fanin.shipping import ship, sync
 from fanin.tracking import Tracker, TrackingDown, TrackingRefused, resolve
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 
 @pytest.mark.parametrize(
     ("uri", "expected"),

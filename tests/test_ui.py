@@ -14,8 +14,6 @@ from fanin.errors import ConfigError
 from fanin.shipping import ship
 from fanin.tracking import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def default_store(monkeypatch):

@@ -204,7 +204,6 @@ def test_an_option_may_be_an_initializer_of_one_weight(project):
     assert complaints[4].startswith("initializer.weight: must be an initializer of one weight")
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's use of SQLAlchemy
 def test_its_curves_are_in_mlflow_once_however_often_the_run_was_killed(tmp_path):
     tracker = Tracker(project=tmp_path, uri=f"sqlite:///{new_database(tmp_path / 'mlflow.db')}")
     folder = make_run(make_study(tmp_path, metric="val/accuracy", direction="maximize"))
