@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # started in the background by a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,6 +41,26 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def users_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with modules of the user's own: users.py of refusals.py, and two that cannot be imported."""
+    from refusals import USERS
+
+    monkeypatch.setattr(sys, "path", list(sys.path))  # main puts the project folder there
+    (project / "users.py").write_text(USERS)
+    (project / "broken.py").write_text("def f(:\n")
+    (project / "lacking.py").write_text("import a_package_that_nobody_has\n")
+    return project
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a foreign Hydra program: it is no project of ours, and no variable speaks of one."""
+    for variable in ("HYDRA_FULL_ERROR", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(variable, raising=False)
     return tmp_path
 
 

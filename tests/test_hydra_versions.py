@@ -15,7 +15,7 @@ import fanin
 
 ROOT = Path(__file__).parent.parent
 NEXT = "hydra-core>=1.4.0rc3,<1.5"
-TESTS = ["test_foreign.py", "test_structure.py", "test_predecessor.py", "test_space.py"]
+FILES = ["test_foreign.py", "test_foreign_faults.py", "test_structure.py", "test_predecessor.py", "test_space.py"]
 
 
 def test_the_sweeper_is_found_by_its_entry_point_which_hydra_1_4_looks_for() -> None:
@@ -53,7 +53,7 @@ def test_programs_and_studies_run_under_hydra_1_4(python: Path) -> None:
         "-q",
         "-p",
         "no:cacheprovider",
-        *(ROOT / "tests" / name for name in TESTS),
+        *(ROOT / "tests" / name for name in FILES),
     ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:]

@@ -1,119 +1,23 @@
-"""The loop against hand-written ones, and the promises about bits: statistics, interruption, order."""
+"""The loop against hand-written ones, and what it trains against closed forms."""
 
-import io
 import math
 import platform
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from fitted import SPLIT, STREAMS, TRAIN, Run, make_model
 from torch import Tensor, nn
 
-from fanin import augmentation, optimizers, regularizers, schedulers
+from fanin import augmentation
 from fanin.data import Split
 from fanin.errors import ConfigError
 from fanin.evaluation import evaluate
 from fanin.memory import keep_freed_memory
-from fanin.models.dropout import Dropout
-from fanin.models.noise import noise_state, seed_noise
-from fanin.models.norm import NoisyBatchNorm1d
-from fanin.objective import Objective
 from fanin.order import batch_sizes
 from fanin.precision import flushes_denormals
-from fanin.randomness import Streams
-from fanin.stats import LayerStats
-from fanin.train import EpochRecord, Progress, capture, check, fit, restore
-
-STREAMS = Streams(seed=3, replicate=1)
-TRAIN, VAL = 130, 40
-NOT_COMPARED = {"seconds"}
-
-
-def make_split() -> Split:
-    """A learnable problem: the class is the brighter third of the picture."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(TRAIN + VAL + 30, 1, 6, 6, generator=generator)
-    labels = images.flatten(1).unflatten(1, (3, 12)).mean(2).argmax(1)
-    end = TRAIN + VAL
-    order = torch.randperm(end, generator=generator)
-    return Split(images[:end], labels[:end], order[VAL:], order[:VAL], images[end:], labels[end:], classes=3)
-
-
-SPLIT = make_split()
-
-
-def make_model(*, noisy: bool = False, norm: nn.Module | None = None) -> nn.Sequential:
-    torch.manual_seed(11)
-    noise = [norm or nn.BatchNorm1d(16), nn.ReLU(), Dropout(0.3), nn.Dropout(0.2)] if noisy else [nn.ReLU()]
-    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), *noise, nn.Linear(16, 3))
-    seed_noise(model, STREAMS)
-    return model
-
-
-class Run:
-    """A model with what trains it; the keywords are those of the builders and of `fit`."""
-
-    def __init__(
-        self,
-        *,
-        model: nn.Module | None = None,
-        factory: Any = torch.optim.Adam,
-        lr: float = 0.01,
-        weight_decay: float = 0.0,
-        batch: str = "mini",
-        batch_size: int = 32,
-        epochs: int = 4,
-        schedule: dict[str, Any] | None = None,
-        stats: bool = False,
-        options: dict[str, Any] | None = None,
-        precision: str = "fp32",
-        split: Split = SPLIT,
-        **regularizer: Any,
-    ):
-        self.model = model or make_model()
-        self.optimizer = optimizers.build(
-            factory,
-            self.model.parameters(),
-            lr=lr,
-            weight_decay=weight_decay,
-            batch=batch,
-            **(options or {}),
-        )
-        schedule = schedule or {
-            "factory": torch.optim.lr_scheduler.ConstantLR,
-            "every": "epoch",
-            "factor": 1.0,
-        }
-        steps = len(batch_sizes(len(split.train), batch_size=batch_size, batch=batch))
-        self.scheduler = schedulers.build(optimizer=self.optimizer, epochs=epochs, steps_per_epoch=steps, **schedule)
-        probe = split.val[:20]
-        self.progress = Progress()
-        self.settings: dict[str, Any] = {
-            "epochs": epochs,
-            "batch": batch,
-            "batch_size": batch_size,
-            "precision": precision,
-            "streams": STREAMS,
-            "scheduler": self.scheduler,
-            "regularizer": regularizers.Regularizer(**{**vars(regularizers.NONE), **regularizer}),
-            "stats": LayerStats(self.model, images=split.images[probe], labels=split.labels[probe]) if stats else None,
-        }
-        self.split = split
-
-    def records(self) -> Iterator[EpochRecord]:
-        return fit(self.model, self.optimizer, self.split, progress=self.progress, **self.settings)
-
-    def all(self) -> list[EpochRecord]:
-        return list(self.records())
-
-    def weights(self) -> Tensor:
-        return nn.utils.parameters_to_vector(self.model.parameters()).detach().clone()
-
-
-def metrics(records: list[EpochRecord]) -> list[dict[str, float]]:
-    return [{k: v for k, v in record.metrics.items() if k not in NOT_COMPARED} for record in records]
+from fanin.train import check
 
 
 def test_fit_equals_the_loop_written_by_hand() -> None:
@@ -190,123 +94,6 @@ def test_evaluation_leaves_modes_buffers_and_random_state_as_they_were() -> None
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
-def test_statistics_do_not_change_one_bit_of_the_weights() -> None:
-    plain, measured = (
-        Run(model=make_model(noisy=True), stats=stats, epochs=3, max_norm=1.0) for stats in (False, True)
-    )
-    records, more = plain.all(), measured.all()
-    assert torch.equal(plain.weights(), measured.weights())
-    for one, other in zip(metrics(records), metrics(more), strict=True):
-        assert one.items() <= other.items()
-        assert "weight/1/std" in other
-    state, other_state = plain.model.state_dict(), measured.model.state_dict()
-    assert all(torch.equal(state[key], other_state[key]) for key in state)
-
-
-AUGMENTED: dict[str, Any] = {"rotate": 5.0, "shift": 1, "mixup": 0.4, "input_noise": 0.05, "input_dropout": 0.1}
-VARIANTS: dict[str, Callable[[], Run]] = {
-    "adam, cosine, all noise": lambda: Run(
-        model=make_model(noisy=True),
-        schedule={"factory": torch.optim.lr_scheduler.CosineAnnealingLR, "every": "step", "eta_min": 0.0},
-        stats=True,
-        label_smoothing=0.1,
-        l1=1e-4,
-    ),
-    "augmented, averaged": lambda: Run(
-        model=make_model(noisy=True, norm=NoisyBatchNorm1d(16, noise=1.0)),
-        weight_decay=0.1,
-        stats=True,
-        weight_averaging=0.9,
-        **AUGMENTED,
-    ),
-    "momentum, one cycle": lambda: Run(
-        factory=torch.optim.SGD,
-        options={"momentum": 0.9},
-        weight_decay=1e-3,
-        schedule={
-            "factory": schedulers.onecycle,
-            "every": "step",
-            "pct_start": 0.3,
-            "div_factor": 25.0,
-            "final_div_factor": 1e4,
-        },
-    ),
-    "sgd, plateau": lambda: Run(
-        factory=torch.optim.SGD,
-        lr=0.5,
-        schedule={
-            "factory": torch.optim.lr_scheduler.ReduceLROnPlateau,
-            "every": "val/loss",
-            "factor": 0.5,
-            "patience": 0,
-        },
-    ),
-    "lbfgs": lambda: Run(
-        factory=torch.optim.LBFGS,
-        lr=1.0,
-        batch="full",
-        options={"max_iter": 4, "line_search_fn": "strong_wolfe"},
-    ),
-    "asgd, steps": lambda: Run(
-        factory=torch.optim.ASGD,
-        schedule={"factory": torch.optim.lr_scheduler.StepLR, "every": "epoch", "step_size": 2, "gamma": 0.1},
-    ),
-    "rprop": lambda: Run(factory=torch.optim.Rprop, lr=0.001, batch="full"),
-}
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("killed_after", [0, 2])
-def test_a_killed_and_resumed_run_equals_the_uninterrupted_one_bit_for_bit(name: str, killed_after: int) -> None:
-    whole = VARIANTS[name]()
-    expected = whole.all()
-
-    first = VARIANTS[name]()
-    records, file = [], io.BytesIO()
-    for record in first.records():
-        records.append(record)
-        if record.epoch == killed_after:
-            torch.save(capture(first.model, first.optimizer, first.scheduler, first.progress), file)
-            break
-    torch.manual_seed(99)  # another process, in another state
-
-    file.seek(0)
-    second = VARIANTS[name]()
-    state = torch.load(file, weights_only=True, map_location="cpu")
-    second.progress = restore(state, second.model, second.optimizer, second.scheduler)
-    records += second.all()
-
-    assert metrics(records) == metrics(expected)
-    assert torch.equal(second.weights(), whole.weights())
-    assert second.progress.best_epoch == whole.progress.best_epoch
-    best, same = whole.progress.best_state, second.progress.best_state
-    assert best.keys() == same.keys() and all(torch.equal(best[key], same[key]) for key in best)
-    assert records[-1].metrics["seconds"] > records[killed_after].metrics["seconds"]
-
-
-@pytest.mark.parametrize("settings", [{kind: value} for kind, value in AUGMENTED.items()] + [{"weight_averaging": 0.9}])
-def test_a_regularizer_changes_neither_batch_order_nor_dropout_masks(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
-) -> None:
-    turn_to, rows = Objective.turn_to, []
-    monkeypatch.setattr(Objective, "turn_to", lambda self, index: (rows.append(index.tolist()), turn_to(self, index)))
-    plain, other = Run(model=make_model(noisy=True), epochs=2), Run(model=make_model(noisy=True), epochs=2, **settings)
-    masks: dict[Run, list[Tensor]] = {plain: [], other: []}
-    for run in (plain, other):
-        dropout = run.model[4]
-        dropout.register_forward_hook(
-            lambda module, _, output, run=run: (
-                masks[run].append(module.drop(torch.ones_like(output), shape=output.shape)) if module.training else None
-            )
-        )
-        run.all()
-    half = len(rows) // 2
-    assert rows[:half] == rows[half:]
-    assert all(torch.equal(a, b) for a, b in zip(masks[plain], masks[other], strict=True)) and len(masks[plain]) == half
-    one, same = noise_state(plain.model), noise_state(other.model)
-    assert one.keys() == same.keys() and all(torch.equal(one[key], same[key]) for key in one)
-
-
 def test_a_step_on_augmented_images_is_a_step_on_the_images_made_by_hand() -> None:
     run = Run(factory=torch.optim.SGD, lr=0.1, epochs=1, batch_size=TRAIN, input_dropout=0.3, shift=1)
     run.all()
@@ -353,49 +140,6 @@ def test_weight_decay_acts_between_gradient_and_step() -> None:
         for parameter in model.parameters():
             parameter.mul_(1 - 0.1 * 0.5 if parameter.ndim > 1 else 1).sub_(0.1 * parameter.grad)
     torch.testing.assert_close(run.weights(), nn.utils.parameters_to_vector(model.parameters()).detach())
-
-
-def test_a_finished_run_restored_has_nothing_left_to_do() -> None:
-    run = Run(epochs=2)
-    run.all()
-    again = Run(epochs=2)
-    again.progress = restore(
-        capture(run.model, run.optimizer, run.scheduler, run.progress),
-        again.model,
-        again.optimizer,
-        again.scheduler,
-    )
-    assert again.all() == []
-
-
-def test_the_caller_may_draw_random_numbers_between_records() -> None:
-    quiet, busy = (Run(model=make_model(noisy=True), epochs=3) for _ in range(2))
-    quiet.all()
-    for _ in busy.records():
-        torch.rand(100)
-    assert torch.equal(quiet.weights(), busy.weights())
-
-
-def test_the_batch_order_does_not_depend_on_model_or_optimizer_but_on_epoch_and_replicate() -> None:
-    def order(model: nn.Module, factory: Any, streams: Streams) -> list[Tensor]:
-        seen = []
-        run = Run(model=model, factory=factory, epochs=2)
-        run.settings["streams"] = streams
-        model.register_forward_pre_hook(lambda m, x: seen.append(x[0].clone()) if m.training else None)
-        run.all()
-        return seen
-
-    one = order(make_model(), torch.optim.Adam, STREAMS)
-    other = order(make_model(noisy=True), torch.optim.SGD, STREAMS)
-    replicate = order(make_model(), torch.optim.Adam, Streams(seed=3, replicate=2))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(one[0], replicate[0])
-    steps = len(one) // 2
-    first, second = torch.cat(one[:steps]), torch.cat(one[steps:])
-    assert not torch.equal(first, second)
-    expected = SPLIT.images[SPLIT.train].flatten(1).sum(1).sort().values
-    for epoch in (first, second):  # each training image once, none of validation or test
-        assert torch.equal(epoch.flatten(1).sum(1).sort().values, expected)
 
 
 def test_a_last_batch_of_one_joins_the_batch_before_it() -> None:
