@@ -9,6 +9,7 @@ import pandas
 from scipy.special import stdtrit  # scipy.stats takes three times as long to import
 
 from fanin import noise
+from fanin.chance import chance
 from fanin.errors import require, unknown
 
 CONFIDENCE = 0.95
@@ -87,13 +88,12 @@ def finished(runs: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _values(runs: pandas.DataFrame, metric: str, direction: str, classes: int) -> pandas.Series:
-    kind = metric.rsplit("/", 1)[-1]
     values = runs[metric].astype(float)
     values = values.where(numpy.isfinite(values))
     worst = values.min() if direction == "maximize" else values.max()
-    guess = {"accuracy": 1 / classes, "loss": math.log(classes)}.get(kind, worst)
+    guess = chance(metric, classes=classes)
     lost = runs["diverged"] | (runs["status"].eq("FINISHED") & values.isna())
-    return values.mask(lost, guess)
+    return values.mask(lost, worst if guess is None else guess)
 
 
 def _pruned(runs: pandas.DataFrame) -> pandas.Series:

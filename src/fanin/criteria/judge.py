@@ -14,6 +14,7 @@ import numpy
 import pandas
 from numpy.typing import NDArray
 
+from fanin.chance import chance
 from fanin.comparison.intervals import mean_intervals
 from fanin.criteria.grammar import Criterion
 from fanin.criteria.records import Records
@@ -162,7 +163,7 @@ def per_run(criterion: Criterion, records: Records, runs: pandas.DataFrame, *, c
     points = records.points
     names = [name for name in points["metric"].unique() if fnmatchcase(name, criterion.metric)]
     points = points[points["metric"].isin(names) & points["run_id"].isin(runs["run_id"])]
-    guess = _guess(criterion.metric, classes)
+    guess = chance(criterion.metric, classes=classes or 2)
     diverged = set(runs.loc[runs["diverged"], "run_id"])
     found = dict.fromkeys(runs["run_id"], math.nan)
     for run, group in points.groupby("run_id", observed=True):
@@ -170,11 +171,6 @@ def per_run(criterion: Criterion, records: Records, runs: pandas.DataFrame, *, c
         lost = run in diverged and guess is not None and not criterion.reaches
         found[run] = _lost(by_step, criterion, guess) if lost else _number(by_step, criterion)  # type: ignore[arg-type]
     return found
-
-
-def _guess(metric: str, classes: int | None) -> float | None:
-    """What a diverged run counts as."""
-    return {"accuracy": 1 / (classes or 2), "loss": math.log(classes or 2)}.get(metric.rpartition("/")[2])
 
 
 def _lost(values: pandas.Series, criterion: Criterion, guess: float) -> float:

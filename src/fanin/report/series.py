@@ -13,6 +13,7 @@ import numpy
 import pandas
 from numpy.typing import NDArray
 
+from fanin.chance import chance
 from fanin.report.material import Material
 
 MOST_STEPS = 150
@@ -59,9 +60,7 @@ def curves(material: Material) -> dict[str, Any] | None:
 
 def guess(metric: str, classes: int) -> float | None:
     """What a run that diverged counts as, as in the leaderboard."""
-    if metric.startswith(PRETRAINING):
-        return None
-    return {"accuracy": 1 / classes, "loss": math.log(classes)}.get(metric.rsplit("/", 1)[-1])
+    return None if metric.startswith(PRETRAINING) else chance(metric, classes=classes)
 
 
 def _lost(table: pandas.DataFrame, runs: pandas.DataFrame, steps: Array) -> list[int | None]:

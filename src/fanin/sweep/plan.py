@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from fanin.chance import chance
 from fanin.sweep.folder import Outcome, StudyFolder, outcome
 from fanin.sweep.study import Objective, Study, Variant
 
@@ -87,13 +88,6 @@ class Plan(Protocol):
     def ended(self) -> list[Planned]:
         """Every run that has ended, in this session or before."""
         ...
-
-
-def chance(metric: str, *, classes: int | None) -> float | None:
-    """The value of a network that knows nothing: what a diverged run counts as. None where there is none."""
-    if classes is None:
-        return None
-    return {"accuracy": 1.0 / classes, "loss": math.log(classes)}.get(metric.rpartition("/")[2])
 
 
 def value_of(result: Outcome, objective: Objective, *, classes: int | None) -> float:
