@@ -134,11 +134,15 @@ def remembered(project: Path) -> Iterator[Folder]:
                 yield Folder(spec.parent)
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, indent: int | None = None) -> None:
+    write_whole(path, json.dumps(value, indent=indent).encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
     """Replace the file at once, so that no reader and no kill -9 ever sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value))
+    temporary.write_bytes(content)
     temporary.replace(path)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fanin.folders import write_whole
 from fanin.spool import Spool
 from fanin.tracking import TrackingRefused
 
@@ -86,7 +87,7 @@ def fetch(
         if file == SPOOL:
             spool.rewrite(content)
         else:
-            _write(folder / file, content)
+            write_whole(folder / file, content)
     return keys
 
 
@@ -133,12 +134,6 @@ def _place(folder: Path, key: str, found: Mapping[str, bytes]) -> None:
     if target.exists():
         shutil.rmtree(target)
     os.replace(draft, target)
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
 
 
 @dataclass

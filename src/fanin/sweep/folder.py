@@ -19,7 +19,7 @@ from typing import Any
 
 from fanin import spool
 from fanin.errors import ConfigError
-from fanin.folders import Folder, read_json, write_json
+from fanin.folders import Folder, read_json, write_json, write_whole
 from fanin.spool import Spool, SpoolBusy
 from fanin.sweep.study import check_extension, difference, obstacles
 
@@ -92,7 +92,7 @@ class StudyFolder:
             if changes:
                 check_extension(held, identity, flag=flags[0])
                 self._check_kept(points, flag=flags[0])
-        write_atomically(path, json.dumps({"identity": identity, "born": self.born}, indent=1))
+        write_json(path, {"identity": identity, "born": self.born}, indent=1)
 
     def _check_kept(self, points: Collection[str] | None, *, flag: str) -> None:
         """An extension leaves no run behind: those of points that are gone would be in no table any more."""
@@ -128,8 +128,7 @@ class StudyFolder:
         folder = self.run(spec["key"])
         path = folder / "run.json"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(spec, default=str))
+            write_whole(path, json.dumps(spec, default=str).encode())
         return folder
 
 
@@ -177,9 +176,3 @@ def outcome(folder: Path) -> Outcome | None:
 def stamp() -> str:
     now = time.time()
     return f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{int(now * 1000) % 1000:03d}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -5,15 +5,15 @@ optimizer, the number of epochs) makes no further flight. Verdicts are functions
 study leaves out the same variants.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fanin.errors import ConfigError
+from fanin.folders import write_json
 from fanin.sweep.checks import here, try_call
 from fanin.sweep.display import waiting
-from fanin.sweep.folder import StudyFolder, write_atomically
+from fanin.sweep.folder import StudyFolder
 from fanin.sweep.pool import Pool
 from fanin.sweep.study import Study, Variant, hash_of
 
@@ -93,7 +93,7 @@ def store(study: Study, flown: Flown | None, folder: StudyFolder) -> None:
     ]
     folder.folder.artifacts.mkdir(exist_ok=True)
     for path in (folder.path, folder.folder.artifacts):
-        write_atomically(path / "preflight.json", json.dumps(rows, indent=1))
+        write_json(path / "preflight.json", rows, indent=1)
 
 
 def describe(flight: Flight) -> str:
