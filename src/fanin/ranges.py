@@ -28,7 +28,7 @@ def number(
 
 
 def whole(least: int) -> Range:
-    return Range(f"must be a whole number >= {least}", lambda value: type(value) is int and value >= least)
+    return Range(f"must be a whole number >= {least}", lambda value: is_whole(value, least=least))
 
 
 def optional(other: Range) -> Range:
@@ -44,6 +44,10 @@ def sequence(length: int, of: Range) -> Range:
 
 def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: object, *, least: float = -math.inf) -> bool:
+    return type(value) is int and value >= least
 
 
 def check(values: Mapping[str, object], ranges: Mapping[str, Range], *, group: str) -> None:

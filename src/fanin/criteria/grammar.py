@@ -24,6 +24,7 @@ from typing import Any
 
 from fanin.criteria.bounds import Bound, parse_bound
 from fanin.errors import ConfigError, require, unknown
+from fanin.ranges import is_whole
 
 KEYS = [
     *("id", "says", "metric", "layers", "at", "reaches", "where", "runs"),
@@ -150,7 +151,7 @@ def _runs(given: Any, *, key: str) -> tuple[str, str | None]:
 
 
 def _epoch(given: Any, *, key: str) -> str | int:
-    if type(given) is int and given >= 0:
+    if is_whole(given, least=0):
         return given
     if given not in EPOCHS:
         raise unknown(key, given, [*EPOCHS, "an epoch's number"])

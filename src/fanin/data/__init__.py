@@ -19,6 +19,7 @@ from fanin.data.images import Dataset, Images, Shape, as_dataset
 from fanin.data.sources import Outline, Source, npz
 from fanin.data.splits import Prepared, Split, check_pixels, check_scale, check_sizes, prepare, split
 from fanin.errors import ConfigError, require
+from fanin.ranges import is_whole
 from fanin.signatures import check_options, label
 
 __all__ = [
@@ -89,11 +90,7 @@ def _own_options(options: dict[str, Any]) -> dict[str, Any]:
 def _check_group(loader: Loader, *, shape: Sequence[int], classes: int, options: dict[str, Any]) -> None:
     require(callable(loader), "data._target_", "must name a callable", loader)
     sizes = list(shape) if isinstance(shape, Sequence) else []
-    three = len(sizes) == 3 and all(_is_size(size, least=1) for size in sizes)
+    three = len(sizes) == 3 and all(is_whole(size, least=1) for size in sizes)
     require(three, "data.shape", "must be three positive whole numbers [channels, height, width]", shape)
-    require(_is_size(classes, least=2), "data.classes", "must be a whole number of at least 2", classes)
+    require(is_whole(classes, least=2), "data.classes", "must be a whole number of at least 2", classes)
     check_options(loader, options, group="data")
-
-
-def _is_size(value: object, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -24,6 +24,7 @@ import torch
 from fanin.data.images import Dataset, Images
 from fanin.data.sources import Outline
 from fanin.errors import require, unknown
+from fanin.ranges import is_whole
 
 KINDS = ("triangle", "parallelogram", "ellipse")
 CORNERS = (3, 4, 0)  # of each kind
@@ -55,18 +56,16 @@ class Shapeset:
 
     def check_files(self, *, train: int, test: int, balance: str, seed: int) -> Outline:
         for key, count in (("data.train", train), ("data.test", test)):
-            require(_is_whole(count) and count >= 18, key, "must be a whole number of at least 18 images", count)
+            require(is_whole(count, least=18), key, "must be a whole number of at least 18 images", count)
         if balance not in CYCLES:
             raise unknown("data.balance", balance, CYCLES)
-        require(_is_whole(seed) and 0 <= seed < 2**32, "data.seed", "must be a whole number from 0 to 2^32 - 1", seed)
+        require(
+            is_whole(seed, least=0) and seed < 2**32, "data.seed", "must be a whole number from 0 to 2^32 - 1", seed
+        )
         return Outline(train, test, shape=(1, SIDE, SIDE), classes=len(CLASSES))
 
     def fetch(self, *, train: int, test: int, balance: str, seed: int) -> None:
         """Nothing to do: whoever loads the images draws them."""
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def draw(count: int, *, balance: str, seed: tuple[int, int]) -> Images:

@@ -13,6 +13,7 @@ from torch import Tensor
 from fanin.data.images import Dataset, Shape
 from fanin.errors import ConfigError, require, unknown
 from fanin.randomness import Streams
+from fanin.ranges import is_whole
 
 SCALES = ("unit", "standard", "none")
 
@@ -69,17 +70,13 @@ def split(prepared: Prepared, *, val: int, n_train: int | None, streams: Streams
 
 def check_sizes(count: int, *, val: int, n_train: int | None) -> None:
     """Raise a ConfigError unless `val` and `n_train` images can be taken out of `count`."""
-    require(_is_count(val), "data.val", "must be a positive whole number of validation images", val)
+    require(is_whole(val, least=1), "data.val", "must be a positive whole number of validation images", val)
     require(val < count, "data.val", f"must leave some of the {count} training images to train on", val)
     if n_train is not None:
         rule = "must be null (all of them) or a positive whole number of training images"
-        require(_is_count(n_train), "data.n_train", rule, n_train)
+        require(is_whole(n_train, least=1), "data.n_train", rule, n_train)
         rule = f"must be at most {count - val} ({count} training images less {val} for validation)"
         require(n_train <= count - val, "data.n_train", rule, n_train)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def prepare(dataset: Dataset, *, scale: str, device: str | torch.device) -> Prepared:

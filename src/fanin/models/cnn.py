@@ -11,6 +11,7 @@ from fanin.models.activation import activation as activation_module
 from fanin.models.dropout import Dropout
 from fanin.models.mlp import check_widths
 from fanin.models.norm import centres_each_unit, norm_1d, norm_2d
+from fanin.ranges import is_whole
 
 HEADS = {"linear": nn.Identity, "relu": nn.ReLU}
 
@@ -79,8 +80,8 @@ def final_size(
     for stage in stages:
         check_widths("model.stages", stage)
         require(stage, "model.stages", "must hold at least one convolution a stage", stages)
-    require(type(kernel) is int and kernel > 0, "model.kernel", "must be a positive integer", kernel)
-    require(type(padding) is int and 0 <= padding < kernel, "model.padding", "must be in 0..kernel - 1", padding)
+    require(is_whole(kernel, least=1), "model.kernel", "must be a positive integer", kernel)
+    require(is_whole(padding, least=0) and padding < kernel, "model.padding", "must be in 0..kernel - 1", padding)
     _, height, width = in_shape
     for stage in stages:
         growth = len(stage) * (2 * padding - kernel + 1)

@@ -10,6 +10,7 @@ from fanin.errors import require
 from fanin.models.activation import activation as activation_module
 from fanin.models.dropout import Dropout
 from fanin.models.norm import centres_each_unit, norm_1d
+from fanin.ranges import is_whole
 
 
 class Mlp(nn.Module):
@@ -57,7 +58,7 @@ class Mlp(nn.Module):
 def alike(widths: Sequence[int], *, depth: int | None, width: int | None) -> Sequence[int]:
     """`depth` layers of `width` units; what is None is as in `widths`. Raises ConfigError."""
     for key, value in (("model.depth", depth), ("model.width", width)):
-        require(value is None or (type(value) is int and value > 0), key, "must be null or a whole number >= 1", value)
+        require(value is None or is_whole(value, least=1), key, "must be null or a whole number >= 1", value)
     if depth is None and width is None:
         return widths
     first = width or next(iter(widths), None)
@@ -68,5 +69,5 @@ def alike(widths: Sequence[int], *, depth: int | None, width: int | None) -> Seq
 def check_widths(key: str, widths: Sequence[int]) -> None:
     """Check a list of numbers of units, which may be empty. Raises ConfigError."""
     is_list = isinstance(widths, Sequence) and not isinstance(widths, str)
-    valid = is_list and all(type(width) is int and width > 0 for width in widths)
+    valid = is_list and all(is_whole(width, least=1) for width in widths)
     require(valid, key, "must be a list of positive integers, such as [256,256]", widths)

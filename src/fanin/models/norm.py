@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from fanin.errors import require, unknown
 from fanin.models.noise import Noise
+from fanin.ranges import is_whole
 
 NORMS = ("none", "batch", "noisy_batch", "layer", "group")
 
@@ -45,7 +46,7 @@ def norm_2d(name: str, channels: int, *, groups: int = 1, noise: float = 0.0) ->
 
 def group_norm(features: int, *, groups: int) -> nn.Module:
     """Normalises each image within each of `groups` groups of neighbouring units (Wu & He 2018)."""
-    fits = type(groups) is int and groups > 0 and features % groups == 0
+    fits = is_whole(groups, least=1) and features % groups == 0
     rule = f"must divide the {features} units of every layer that is normalised"
     require(fits, "regularization.groups", rule, groups)
     return nn.GroupNorm(groups, features)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from fanin.errors import require, unknown
 from fanin.models.activation import activation as activation_module
 from fanin.models.dropout import Dropout, StochasticDepth
-from fanin.ranges import is_number
+from fanin.ranges import is_number, is_whole
 
 BRANCHES = ("plain", "scaled", "gated", "fixup")
 
@@ -147,4 +147,4 @@ def make_blocks(
 
 
 def check_count(key: str, value: object) -> None:
-    require(type(value) is int and value > 0, key, "must be a whole number >= 1", value)
+    require(is_whole(value, least=1), key, "must be a whole number >= 1", value)
