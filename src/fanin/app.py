@@ -13,13 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from fanin import exits
 from fanin.errors import ConfigError, unknown
 from fanin.tracking import TrackingDown, TrackingRefused
 
 if TYPE_CHECKING:
     from fanin.sweep.engine import Options
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 HELP = {
     "train": "train one run; with -m, one for each combination of the values given",
     "sweep": "run the study sweeps/STUDY.yaml, or go on with it where it stopped",
@@ -51,25 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.insert(0, str(Path.cwd()))  # a user's own models and data sets live in the project folder
     try:
         options = parse(sys.argv[1:] if arguments is None else arguments)
-        return int(options.run(options) or DONE)
+        return int(options.run(options) or exits.DONE)
     except ConfigError as error:
         print(f"fanin: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return exits.BAD_INPUT
     except (TrackingDown, TrackingRefused) as error:
         print(f"fanin: {error}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, TrackingRefused) else FAILED
+        return exits.BAD_INPUT if isinstance(error, TrackingRefused) else exits.FAILED
     except BrokenPipeError:  # `fanin results | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+        return exits.DONE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         way = "make room, and run the same command again: it goes on from here"
         print(f"fanin: the disk is full ({error.filename or 'no space left'}): {way}", file=sys.stderr)
-        return FAILED
+        return exits.FAILED
     except KeyboardInterrupt:  # a sweep under way ends by itself, with its answer so far
         print("fanin: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return exits.INTERRUPTED
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -241,7 +241,7 @@ def _results(options: argparse.Namespace) -> int:
         print(results.write(options.study, project=Path.cwd(), csv=options.csv, parquet=options.parquet))
     else:
         print(results.show(options.study, project=Path.cwd()))
-    return DONE
+    return exits.DONE
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -251,14 +251,14 @@ def _report(options: argparse.Namespace) -> int:
     print(written.path.relative_to(Path.cwd()))
     if written.unattached:
         print(f"fanin: not attached to the study in MLflow: {written.unattached}", file=sys.stderr)
-    return DONE
+    return exits.DONE
 
 
 def _register(options: argparse.Namespace) -> int:
     from fanin import registry
 
     print(registry.register(options.study, project=Path.cwd()))
-    return DONE
+    return exits.DONE
 
 
 def _ui(options: argparse.Namespace) -> int:
@@ -283,7 +283,7 @@ def _sync(options: argparse.Namespace) -> int:
         print(f"  but {report.files} of the runs that ended here got the files that only this machine had")
     for path, why in report.left.items():
         print(f"  not shipped: {path.name}: {why}", file=sys.stderr)
-    return FAILED if report.left else DONE
+    return exits.FAILED if report.left else exits.DONE
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -59,9 +59,8 @@ class Shapeset:
             require(is_whole(count, least=18), key, "must be a whole number of at least 18 images", count)
         if balance not in CYCLES:
             raise unknown("data.balance", balance, CYCLES)
-        require(
-            is_whole(seed, least=0) and seed < 2**32, "data.seed", "must be a whole number from 0 to 2^32 - 1", seed
-        )
+        rule = "must be a whole number from 0 to 2^32 - 1"
+        require(is_whole(seed, least=0) and seed < 2**32, "data.seed", rule, seed)
         return Outline(train, test, shape=(1, SIDE, SIDE), classes=len(CLASSES))
 
     def fetch(self, *, train: int, test: int, balance: str, seed: int) -> None:

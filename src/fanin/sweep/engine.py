@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from fanin import exits
 from fanin.folders import MEMORY, Folder, declare_study
 from fanin.provenance import git_commit, versions
 from fanin.shared.keeper import Keeper
@@ -29,7 +30,6 @@ from fanin.sweep.sharing import open_state
 from fanin.sweep.study import Study, Variant
 from fanin.tracking import without_secrets
 
-DONE, FAILED, EXIT_INTERRUPTED = 0, 1, 130
 NO_LIMITS = {"patience": math.inf, "checkpoint": math.inf}  # of a foreign program, which reports nothing
 
 
@@ -57,7 +57,7 @@ def sweep(study: Study, *, options: Options, project: Path) -> int:
         size_pool(pool, hardware, runs=len(variants) * study.replicates)
         if options.dry_run:
             show_plan(study, variants, pool, project=project)
-            return DONE
+            return exits.DONE
         fetch(variants, pool)
         check_tracking(study, project)
         flown = preflight.fly(study, variants, pool)
@@ -129,7 +129,7 @@ def _run(
             tally = coordinate(study, plan, pool, shipper, epochs=epochs, keeper=keeper)
             if keeper and keeper.lost:  # what is in the folder now is another one's past
                 print(f"fanin: stopped: {keeper.lost}", file=sys.stderr)
-                return FAILED
+                return exits.FAILED
             conclude(study, plan, tally, folder, shipper, best=best)
         return exit_code(tally)
 
@@ -234,5 +234,5 @@ def exit_code(tally: Tally) -> int:
         print(f"fanin: {name} failed: {why}", file=sys.stderr)
     if tally.ended == INTERRUPTED:
         print("fanin: interrupted; the same command goes on from here", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return FAILED if tally.failed else DONE
+        return exits.INTERRUPTED
+    return exits.FAILED if tally.failed else exits.DONE

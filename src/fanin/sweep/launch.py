@@ -19,6 +19,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
+from fanin import exits
 from fanin.errors import ConfigError, require
 from fanin.sweep import engine, grammar
 from fanin.sweep.compose import Composer, friendly_errors
@@ -29,7 +30,6 @@ from fanin.sweep.single import train
 from fanin.sweep.study import Budget
 
 OWN_CONFIG = "config"
-BAD_INPUT = 2  # exit code
 # Hydra 1.4 is of one base, and warns when it is told of another; 1.3 warns when it is not told.
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3.") else {}
 INSTEAD = {  # the sweeper's fields for other programs: their defaults, and what fanin has in their place
@@ -161,7 +161,7 @@ def _sweep_foreign(sweeper: Any, arguments: list[str], settings: Settings) -> in
             code = engine.sweep_foreign(study, pool, options=options, project=Path.cwd(), best=best)
     except ConfigError as error:
         print(f"fanin: {error}", file=sys.stderr)
-        code = BAD_INPUT
+        code = exits.BAD_INPUT
     if code:
         raise SystemExit(code)
     return code

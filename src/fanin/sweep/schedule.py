@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Protocol
 
+from fanin import exits
 from fanin.folders import Folder
 from fanin.spool import Spool, SpoolBusy
 from fanin.sweep.channel import Failure
@@ -273,4 +274,4 @@ def abandon(pool: Pool) -> None:
         worker.kill("abandoned")
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the live display had hidden the cursor
-    os._exit(130)
+    os._exit(exits.INTERRUPTED)

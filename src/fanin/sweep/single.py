@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fanin import exits
 from fanin.folders import MEMORY
 from fanin.sweep.checks import check, check_ground, check_tracking, fetch
 from fanin.sweep.delivery import flush, shipping
 from fanin.sweep.devices import crew, open_pool, size_pool
-from fanin.sweep.engine import DONE, Options, coordinate, declare, exit_code
+from fanin.sweep.engine import Options, coordinate, declare, exit_code
 from fanin.sweep.folder import Outcome, StudyFolder, stamp
 from fanin.sweep.plan import Job, Planned, Queue, plan_job
 from fanin.sweep.preview import show_run
@@ -28,7 +29,7 @@ def train(study: Study, *, options: Options, project: Path) -> int:
         size_pool(pool, hardware, runs=1)
         if options.dry_run:
             show_run(one, study, pool)
-            return DONE
+            return exits.DONE
         fetch([one], pool)
         check_tracking(study, project)
         return _train(study, one, pool, options=options, project=project)
