@@ -7,8 +7,9 @@ import pytest
 from recorded import make_run, make_study, new_database, stored, train
 from servers import Quiet, mlflow_server, serving
 
-from fanin import doctor
-from fanin.doctor import NOTE, OK, PROBLEM, _tracking
+from fanin.doctor import store
+from fanin.doctor.finding import NOTE, OK, PROBLEM, Finding
+from fanin.doctor.store import tracking
 from fanin.folders import Shipped
 from fanin.shipping import ship, sync
 from fanin.spool import Spool
@@ -16,7 +17,7 @@ from fanin.tracking import Tracker
 
 
 def told(project, uri="sqlite:///mlflow.db"):
-    return [(one.level, one.text) for one in _tracking(project, {"uri": uri, "artifacts": None})]
+    return [(one.level, one.text) for one in tracking(project, {"uri": uri, "artifacts": None})]
 
 
 def left(count, *studies):
@@ -79,12 +80,12 @@ def test_of_a_server_it_asks_for_each_study_and_of_one_that_is_down_it_says_what
 
 @pytest.mark.parametrize("late", [False, True], ids=["locked", "locked while it is looked at"])
 def test_a_locked_database_is_a_finding_and_nobody_is_told_to_move_it_away(tmp_path, monkeypatch, late):
-    monkeypatch.setattr(doctor, "PATIENCE", 0.1)
+    monkeypatch.setattr(store, "PATIENCE", 0.1)
     database = new_database(tmp_path / "mlflow.db")
     for name in ("initializers", "another"):
         pretend_shipped(make_study(tmp_path, name), f"sqlite:///{database}", "1" * 32)
     if late:
-        monkeypatch.setattr(doctor, "_database", lambda file: doctor.Finding(OK, "tracking", "it could be read"))
+        monkeypatch.setattr(store, "_database", lambda file: Finding(OK, "tracking", "it could be read"))
     with closing(sqlite3.connect(database, isolation_level=None)) as other:
         other.execute("pragma locking_mode = exclusive")
         other.execute("begin exclusive")

@@ -11,7 +11,8 @@ from recorded import make_run, new_database, stored, stored_runs, train, wait_un
 from shared_state import files, held, keeping, machines
 from wire import wire
 
-from fanin import doctor, spool
+from fanin import spool
+from fanin.doctor.store import tracking
 from fanin.errors import ConfigError
 from fanin.folders import Folder, declare_study, write_json
 from fanin.shared import connection, glance
@@ -326,7 +327,7 @@ def test_a_dry_run_counts_what_other_machines_have_done_and_takes_hold_of_nothin
 
 def test_doctor_does_not_send_to_sync_the_runs_that_another_machine_ships_by_now(server, tmp_path):
     def told(state):
-        return [one.text for one in doctor._tracking(one, {"uri": "sqlite:///x.db", "artifacts": None}, state=state)]
+        return [one.text for one in tracking(one, {"uri": "sqlite:///x.db", "artifacts": None}, state=state)]
 
     one, two, *_ = machines(tmp_path)
     with held(server, one) as (exchange, _):

@@ -108,6 +108,7 @@ def is_noise(key: str, text: str) -> bool:
 
 
 def leaves(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of everything in nested mappings; an empty one is a value."""
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, f"{prefix}{key}.")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fanin.criteria.grammar import LONGEST, Criterion, Where
 from fanin.criteria.values import same
@@ -13,6 +13,9 @@ from fanin.errors import ConfigError, require, unknown
 from fanin.sweep.folder import StudyFolder
 from fanin.sweep.plan import Planned
 from fanin.sweep.study import LAYERED, PLAIN, Study, Variant
+
+if TYPE_CHECKING:
+    from fanin.criteria.judge import Verdict  # with pandas
 
 OTHERS = ("optimizer/lr", "diverged")  # recorded, too, though nobody is judged by them
 
@@ -95,7 +98,7 @@ def _declared(study: Study) -> list[Any]:
     return [c for c in study.base.config["study"]["criteria"] if c["id"] in ids and c.get("profile") in wanted]
 
 
-def settle(study: Study, folder: StudyFolder, planned: Sequence[Planned]) -> tuple[Any, ...]:
+def settle(study: Study, folder: StudyFolder, planned: Sequence[Planned]) -> tuple["Verdict", ...]:
     """The verdicts on the criteria, from the spools."""
     if not study.criteria:
         return ()

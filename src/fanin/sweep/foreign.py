@@ -6,7 +6,6 @@ stopped. The function travels to the workers by cloudpickle: a program's main mo
 
 import logging
 import math
-import os
 import sys
 import time
 import traceback
@@ -26,6 +25,7 @@ from fanin.spool import Spool
 from fanin.sweep import grammar
 from fanin.sweep.channel import Channel
 from fanin.sweep.compose import Composer
+from fanin.sweep.devices import core_count
 from fanin.sweep.reading import Settings, check_study
 from fanin.sweep.study import Objective, Study
 from fanin.sweep.workers import Pool
@@ -106,8 +106,7 @@ def open_results(sweeper: Any) -> Path:
 def open_foreign_pool(sweeper: Any, fields: Mapping[str, Any]) -> Pool:
     """Workers that can call the program's function."""
     threads = fields["threads"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    size = fields["workers"] or max(1, cores // threads)
+    size = fields["workers"] or max(1, core_count() // threads)
     return Pool(TASK, arguments={"pickled": _pickle(sweeper)}, size=size, threads=threads)
 
 

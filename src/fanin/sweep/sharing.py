@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fanin import spool
 from fanin.errors import ConfigError, require
@@ -17,6 +17,10 @@ from fanin.shared.keeper import Keeper
 from fanin.sweep.folder import StudyFolder, archive, stamp
 from fanin.sweep.study import Study
 from fanin.tracking import TrackingDown, TrackingRefused
+
+if TYPE_CHECKING:  # they come with Optuna and SQLAlchemy
+    from fanin.sweep.mirror import Mirror
+    from fanin.sweep.search import Search
 
 LAST = 1.0  # s that the end of a sweep waits for what is still to be copied; `fanin sync` copies the rest
 
@@ -75,7 +79,7 @@ class Local:
         """The lock of the folder is enough."""
 
     @contextmanager
-    def kept(self, search: Any) -> Iterator[None]:
+    def kept(self, search: "Search | None") -> Iterator[None]:
         yield None
 
 
@@ -122,19 +126,20 @@ class Shared:
             self.exchange.own()
 
     @contextmanager
-    def kept(self, search: Any) -> Iterator[Keeper]:
+    def kept(self, search: "Search | None") -> Iterator[Keeper]:
         """While it lasts, what is recorded here is copied there, and optuna-dashboard shows the `search`, if any."""
-        mirror: Any = None
-        if search:
-            from fanin.sweep.mirror import Mirror  # with Optuna and SQLAlchemy
-
-            mirror = Mirror(search.study, address=self.exchange.address)
-        keeper = Keeper(self.exchange, after=mirror and mirror.update)
+        mirror = self._mirror(search) if search else None
+        keeper = Keeper(self.exchange, after=mirror.update if mirror else None)
         try:
             yield keeper
         finally:
             if keeper.close(LAST) and mirror:
                 mirror.close()
+
+    def _mirror(self, search: "Search") -> "Mirror":
+        from fanin.sweep.mirror import Mirror
+
+        return Mirror(search.study, address=self.exchange.address)
 
 
 def _fetched(runs: Sequence[Path], *, died: str) -> Iterator[str]:

@@ -6,13 +6,14 @@ overrides is the same variant. A study is identified by its resolved question; `
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fanin.criteria.grammar import Criterion
+from fanin.description import leaves
 from fanin.errors import ConfigError, require, unknown
 from fanin.sweep.compose import Composer, Composition
 from fanin.sweep.grammar import text_of
@@ -285,17 +286,9 @@ def _short(value: Any) -> str:
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lines "key: old -> new" for every leaf that differs."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     keys = sorted({k for k in {*before, *after} if before.get(k) != after.get(k)})
     return [f"{k}: {before.get(k, '(absent)')} -> {after.get(k, '(absent)')}" for k in keys]
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, Mapping) and inner:
-            yield from _leaves(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
 
 
 def check_extension(old: Mapping[str, Any], new: Mapping[str, Any], *, flag: str = "--extend") -> None:
