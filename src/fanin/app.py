@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -94,6 +94,9 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
+Commands = argparse._SubParsersAction  # which has no public name
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="fanin",
@@ -104,50 +107,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fanin {version('fanin')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
 
-    train = commands.add_parser(
-        "train",
-        help=HELP["train"],
-        description=HELP["train"],
-        epilog=_choices(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    train = _add(commands, "train", _train, epilog=_choices())
     train.add_argument("-m", "--multirun", action="store_true", help="sweep over the overrides' values")
     _add_sweep_flags(train)
-    train.set_defaults(run=_train)
 
-    sweep = commands.add_parser(
-        "sweep",
-        help=HELP["sweep"],
-        description=HELP["sweep"],
-        epilog=_studies(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    sweep = _add(commands, "sweep", _sweep, epilog=_studies())
     sweep.add_argument("study", help="a file in sweeps/, without .yaml")
     _add_sweep_flags(sweep)
-    sweep.set_defaults(run=_sweep)
 
-    results = commands.add_parser("results", help=HELP["results"], description=HELP["results"])
+    results = _add(commands, "results", _results)
     results.add_argument("study")
     table = results.add_mutually_exclusive_group()
     table.add_argument("--csv", type=Path, metavar="F", help="write every run as one row")
     table.add_argument("--parquet", type=Path, metavar="F", help="the same, typed and compressed")
-    results.set_defaults(run=_results)
 
-    report = commands.add_parser("report", help=HELP["report"], description=HELP["report"])
-    report.add_argument("study")
-    report.set_defaults(run=_report)
-
-    register = commands.add_parser("register", help=HELP["register"], description=HELP["register"])
-    register.add_argument("study")
-    register.set_defaults(run=_register)
-
-    ui = commands.add_parser("ui", help=HELP["ui"], description=HELP["ui"])
-    ui.add_argument("--port", type=int, default=5000)
-    ui.set_defaults(run=_ui)
-
-    commands.add_parser("sync", help=HELP["sync"], description=HELP["sync"]).set_defaults(run=_sync)
-    commands.add_parser("doctor", help=HELP["doctor"], description=HELP["doctor"]).set_defaults(run=_doctor)
+    _add(commands, "report", _report).add_argument("study")
+    _add(commands, "register", _register).add_argument("study")
+    _add(commands, "ui", _ui).add_argument("--port", type=int, default=5000)
+    _add(commands, "sync", _sync)
+    _add(commands, "doctor", _doctor)
     return parser
+
+
+def _add(commands: Commands, name: str, run: Callable[[argparse.Namespace], int], *, epilog: str = "") -> Parser:
+    """The parser of a command, which `run` does; an epilog is shown as it is."""
+    shape = argparse.RawDescriptionHelpFormatter if epilog else argparse.HelpFormatter
+    command = commands.add_parser(
+        name, help=HELP[name], description=HELP[name], epilog=epilog or None, formatter_class=shape
+    )
+    command.set_defaults(run=run)
+    return command
 
 
 def _add_sweep_flags(parser: argparse.ArgumentParser) -> None:

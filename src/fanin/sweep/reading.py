@@ -9,6 +9,7 @@ from hydra.core.config_loader import ConfigLoader
 from fanin.criteria.grammar import parse as parse_criteria
 from fanin.diagnose import WHILE_TRAINING, check_measured
 from fanin.errors import require, unknown
+from fanin.ranges import is_whole
 from fanin.sweep import grammar, preflight, race
 from fanin.sweep.compose import Composer
 from fanin.sweep.keys import check_version
@@ -105,15 +106,22 @@ def check_shapes(declared: Mapping[str, Any]) -> None:
 
 
 def check_study(study: Study) -> None:
-    value = study.replicates
-    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    require(whole, "study.replicates", "must be a whole number >= 1", value)
-    require(
-        "/" not in study.name and not study.name.startswith("."),
-        "study.name",
-        "must name a folder",
-        study.name,
-    )
+    """Raise ConfigError for a study that cannot be run as it is."""
+    require(is_whole(study.replicates, least=1), "study.replicates", "must be a whole number >= 1", study.replicates)
+    named = "/" not in study.name and not study.name.startswith(".")
+    require(named, "study.name", "must name a folder", study.name)
+    _check_choices(study)
+    grid = study.sampler["name"] == "grid"
+    _check_kind(study, grid=grid)
+    _check_budget(study, grid=grid)
+    rule = "a search needs a space, such as optimizer.lr=interval(0.001,0.1)"
+    require(grid or study.space.axes, "hydra.sweeper.params", rule, None)
+    if not grid or study.pruner:
+        check_search(study)
+
+
+def _check_choices(study: Study) -> None:
+    """What is chosen from a list."""
     if study.on_divergence not in ON_DIVERGENCE:
         raise unknown("study.on_divergence", study.on_divergence, ON_DIVERGENCE)
     if study.preflight not in preflight.MODES:
@@ -122,41 +130,27 @@ def check_study(study: Study) -> None:
         if name not in WHILE_TRAINING:
             raise unknown("study.prune_on", name, WHILE_TRAINING)
     check_measured(study.prune_on, stats=study.base.config.get("stats", "standard"))
-    grid = study.sampler["name"] == "grid"
+
+
+def _check_kind(study: Study, *, grid: bool) -> None:
+    """What only a grid, or only a search, can have."""
     rule = "skip needs a grid: a search proposes its variants while it runs; take warn"
     require(grid or study.preflight != "skip", "study.preflight", rule, study.preflight)
     metrics = [objective.metric for objective in study.objectives]
-    require(
-        len(metrics) == 1 or not grid,
-        "study.metric",
-        "a grid has one; several need a search (nsgaii)",
-        metrics,
-    )
+    require(len(metrics) == 1 or not grid, "study.metric", "a grid has one; several need a search (nsgaii)", metrics)
     if study.racing:
-        require(
-            grid,
-            "study.racing",
-            "races the variants of a grid; for a search, choose a pruner",
-            study.sampler["name"],
-        )
+        rule = "races the variants of a grid; for a search, choose a pruner"
+        require(grid, "study.racing", rule, study.sampler["name"])
         race.check(**study.racing, max_replicates=study.replicates)
+
+
+def _check_budget(study: Study, *, grid: bool) -> None:
     budget = study.budget
-    for key, limit in {
-        "max_trials": budget.trials,
-        "timeout": budget.seconds,
-        "max_epochs": budget.epochs,
-    }.items():
+    limits = {"max_trials": budget.trials, "timeout": budget.seconds, "max_epochs": budget.epochs}
+    for key, limit in limits.items():
         require(limit is None or limit > 0, f"hydra.sweeper.{key}", "must be null or > 0", limit)
     rule = "a grid runs all of its points; leave it out, or search: hydra/sweeper=tpe"
     require(not (grid and study.own and budget.trials), "hydra.sweeper.max_trials", rule, budget.trials)
-    require(
-        grid or study.space.axes,
-        "hydra.sweeper.params",
-        "a search needs a space, such as optimizer.lr=interval(0.001,0.1)",
-        None,
-    )
-    if not grid or study.pruner:
-        check_search(study)
 
 
 def check_search(study: Study) -> None:
