@@ -49,6 +49,7 @@ IMPORTERS = {
 LEVELS = {
     "fanin.train": 1,
     "fanin.build": 2,
+    "fanin.training": 3,
     "fanin.run": 3,
     "fanin.sweep": 4,
     "fanin.doctor": 5,

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 from trained import SMALL, Listener, configuration, recorded, train
 
-from fanin import data, run
+from fanin import data, training
 from fanin.build import load_model, resolve_device
 from fanin.errors import ConfigError
 from fanin.evaluation import evaluate
@@ -106,7 +106,7 @@ def test_every_epoch_is_recorded_from_the_untrained_network_on(project):
 
 def test_the_test_set_is_looked_at_once(project, monkeypatch):
     seen = []
-    monkeypatch.setattr(run, "evaluate", lambda *given, **how: seen.append(given) or evaluate(*given, **how))
+    monkeypatch.setattr(training, "evaluate", lambda *given, **how: seen.append(given) or evaluate(*given, **how))
     train(configuration(*SMALL, "epochs=3"), project / "run")
     assert len(seen) == 1 and len(seen[0][1]) == SIZE
 
@@ -188,10 +188,10 @@ def test_divergence_is_a_result(project):
 
 def test_the_probe_grows_with_the_data_set_and_not_with_what_a_run_takes_of_it(project, monkeypatch):
     sizes = [(1797, 64), (4000, 64), (8000, 125), (16_384, 256), (60_000, 256)]
-    assert [run.probe_size(images, level="standard") for images, _ in sizes] == [size for _, size in sizes]
-    assert run.probe_size(1797, level="full") == 256
+    assert [training.probe_size(images, level="standard") for images, _ in sizes] == [size for _, size in sizes]
+    assert training.probe_size(1797, level="full") == 256
     seen = []
-    monkeypatch.setattr(run, "LayerStats", lambda *_, images, **__: seen.append(len(images)))
+    monkeypatch.setattr(training, "LayerStats", lambda *_, images, **__: seen.append(len(images)))
     for taken in (200, 1000):
         train(configuration(*SMALL, f"data.n_train={taken}"), project / f"run{taken}")
     assert seen == [64, 64]
@@ -247,7 +247,7 @@ def test_whatever_ends_a_run_is_recorded_and_passed_on(project, monkeypatch, err
     def broken(*given, **how):
         raise error
 
-    monkeypatch.setattr(run, "fit", broken)
+    monkeypatch.setattr(training, "fit", broken)
     with pytest.raises(type(error)):
         train(configuration(*SMALL), project / "run")
     end = recorded(project / "run").end

@@ -3,7 +3,7 @@
 Layer l computes z_l = W_l h_{l-1} + b_l (W as units x fan_in) and its activation h_l = phi(z_l). Sums run in
 float64. Nothing here draws a random number from a stream of training, updates a buffer or leaves a gradient
 behind, so the weights of a run are bit for bit the same with and without statistics. The probe is the first 64 to
-256 validation images: a 64th of the data set, and always 256 with stats=full (fanin.run.probe_size).
+256 validation images: a 64th of the data set, and always 256 with stats=full (fanin.training.probe_size).
 
 | key | meaning |
 | --- | --- |
