@@ -22,11 +22,10 @@ def leaderboard(
     """One row per variant (a combination of the columns `by`), the best first.
 
     mean, and low and high: the Student t interval over replicates (NaN with fewer than two; where seeds cross, see
-    fanin.noise); n: runs it is
-    of; diverged: how many of them diverged; unfinished: runs left out because they were killed, failed,
-    pruned or still run; seconds: mean of a run. A diverged run counts as a guess would: accuracy 1 / classes,
-    loss ln(classes), and for other metrics the worst finite value of the study. It is never dropped, which
-    would favour the variant that diverges more often.
+    fanin.noise); n: runs it is of; diverged: how many of them diverged; unfinished: runs left out because they were
+    killed, failed, pruned or still run; seconds: mean of a run. A diverged run counts as a guess would (fanin.chance),
+    and for other metrics as the worst finite value of the study. It is never dropped, which would favour the variant
+    that diverges more often.
     """
     choices = ("maximize", "minimize")
     require(direction in choices, "study.direction", "must be maximize or minimize", direction)

@@ -5,9 +5,9 @@ early. Optuna's GridSampler is no help here: it runs points twice and never retr
 
 Where one replicate decides whether there is a next, a variant's replicates go one after the other: with a
 pruner, by which Optuna judges the first replicate of each variant, with study.prune_on and with
-study.on_divergence=stop. With
-racing, replicates are added round by round, and only to the variants that are not yet shown to be worse than
-the best (race.py). So which runs there are never depends on how many workers there were.
+study.on_divergence=stop. With racing, replicates are added round by round, and only to the variants that are
+not yet shown to be worse than the best (race.py). So which runs there are never depends on how many workers
+there were.
 """
 
 import math

@@ -25,7 +25,7 @@ from fanin.sweep.verdicts import judge
 
 
 @dataclass(frozen=True)
-class Point:
+class Scored:
     """A variant and its value for each objective, the mean over replicates."""
 
     variant: Variant
@@ -45,7 +45,7 @@ class Answer:
     markdown: str
     tags: Mapping[str, str] = field(default_factory=dict)
     verdict: str = ""  # on the study's criteria
-    best: tuple[Point, ...] = ()
+    best: tuple[Scored, ...] = ()
 
 
 def summarise(
@@ -116,7 +116,7 @@ def _row(one: Planned, result: Outcome, study: Study) -> dict[str, Any]:
     }
 
 
-def _best(study: Study, planned: Sequence[Planned]) -> tuple[Point, ...]:
+def _best(study: Study, planned: Sequence[Planned]) -> tuple[Scored, ...]:
     """The variant with the best mean over its finished runs, the first of equals; none before one has."""
     values: dict[str, list[float]] = {}
     for one in planned:
@@ -129,15 +129,15 @@ def _best(study: Study, planned: Sequence[Planned]) -> tuple[Point, ...]:
         return ()
     best = max(finite, key=lambda key: study.objective.sign * finite[key])
     variant = next(one.variant for one in planned if one.variant.key == best)
-    return (Point(variant, (finite[best],)),)
+    return (Scored(variant, (finite[best],)),)
 
 
-def _front(study: Study, search: Search) -> tuple[Point, ...]:
-    points = [Point(study.variant(trial.values), trial.scores or ()) for trial in search.front]
+def _front(study: Study, search: Search) -> tuple[Scored, ...]:
+    points = [Scored(study.variant(trial.values), trial.scores or ()) for trial in search.front]
     return tuple(sorted(points, key=lambda point: point.scores))
 
 
-def _shown(study: Study, best: Sequence[Point]) -> str:
+def _shown(study: Study, best: Sequence[Scored]) -> str:
     """The best as overrides: the leaderboard shortens them. A grid's are the very values it was given."""
     if len(study.objectives) > 1:
         return "\n".join(_front_lines(study, best)) if best else ""
@@ -146,7 +146,7 @@ def _shown(study: Study, best: Sequence[Point]) -> str:
     return f"best: {best[0].overrides}"
 
 
-def _front_lines(study: Study, front: Sequence[Point]) -> list[str]:
+def _front_lines(study: Study, front: Sequence[Scored]) -> list[str]:
     names = [objective.metric for objective in study.objectives]
     cells = [[*(f"{score:.4g}" for score in point.scores), point.overrides] for point in front]
     widths = [max(len(row[i]) for row in [names, *cells]) for i in range(len(names))]
@@ -158,7 +158,7 @@ def _front_lines(study: Study, front: Sequence[Point]) -> list[str]:
     return lines
 
 
-def as_data(study: Study, best: Sequence[Point]) -> Mapping[str, Any]:
+def as_data(study: Study, best: Sequence[Scored]) -> Mapping[str, Any]:
     """The best as plain data, in the shape that Hydra's other sweepers write to optimization_results.yaml."""
     found = [(dict(point.variant.shown), list(point.scores)) for point in best]
     if len(study.objectives) > 1:
