@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import optuna
+import pandas as pd
 import pytest
 
 from fanin.errors import ConfigError
 from fanin.sweep import race
 from fanin.sweep.grammar import parse
-from fanin.sweep.importance import ped_anova
+from fanin.sweep.importance import ped_anova, ped_anova_of
 from fanin.sweep.search import Search
 
 
@@ -74,6 +76,19 @@ def race_out(
             return verdicts, sum(map(len, values.values()))
         for name in wanted:
             values[name][len(values[name])] = draw(name, len(values[name]))
+
+
+def test_a_study_that_is_made_to_ask_for_importances_is_not_announced(caplog: pytest.LogCaptureFixture) -> None:
+    runs = pd.DataFrame({"variant": range(20), "x": range(20), "value": [x / 20 for x in range(20)]})
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    optuna.logging.enable_propagation()
+    try:
+        assert ped_anova_of(runs, by=["x"], metric="value", direction="maximize") == {"x": 1.0}
+        assert not caplog.records and optuna.logging.get_verbosity() == optuna.logging.INFO
+    finally:
+        optuna.logging.disable_propagation()
+        optuna.logging.set_verbosity(before)
 
 
 @pytest.mark.parametrize(("names", "resolution"), [("ab", 0.0), ("abcdef", 0.0), ("abc", 0.05)])

@@ -102,6 +102,19 @@ def test_the_text_fits_into_its_width_and_shows_every_column():
     assert "0.9150 ± 0.0635" in text and "1e-05" in text and "…" in text
 
 
+def test_where_the_keys_are_too_wide_their_last_parts_stand_for_them_and_no_number_is_cut():
+    keys = ["model", "model.depth", "model.width", "model.norm", "initializer", "optimizer.lr"]
+    table = table_of(finished("xavier_uniform", 0.91, 0.92)).assign(
+        **{"model": "cnn_small", "model.depth": 10, "model.width": 256, "model.norm": "batch", "optimizer.lr": 0.03}
+    )
+    wide, narrow = (render(rank(table, by=keys), width=width).splitlines() for width in (120, 100))
+    assert wide[2].split() == ["#", *keys, "val/accuracy", "n", "seconds"]
+    assert narrow[2].split() == ["#", *(key.split(".")[-1] for key in keys), "val/accuracy", "n", "seconds"]
+    assert "0.9150 ± 0.0635" in narrow[4] and "…" not in narrow[4]
+    tight = render(rank(table.assign(width=1), by=[*keys, "width"]), width=84).splitlines()
+    assert "0.9150 ± 0.0635" in tight[4] and tight[2].count("model…") == 3  # two would be called width
+
+
 def test_rows_beyond_the_limit_are_announced():
     table = rank(table_of([row for i in range(30) for row in finished(f"i{i}", i / 100)]))
     assert "10 more variants are not shown" in render(table, rows=20)

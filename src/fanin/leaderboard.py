@@ -13,6 +13,7 @@ from fanin.chance import chance
 from fanin.errors import require, unknown
 
 CONFIDENCE = 0.95
+GAP, NARROW = 2, 4  # between columns of text; a column is never narrower
 COLUMNS = ["mean", "low", "high", "n", "diverged", "unfinished", "seconds"]
 
 
@@ -47,10 +48,12 @@ def leaderboard(
 
 def render(table: pandas.DataFrame, *, width: int = 100, rows: int = 20) -> str:
     """The best `rows` variants as plain text of at most `width` columns."""
-    cells = tabulate(table.head(rows))
-    widths = _fit([max(map(len, column)) for column in zip(*cells, strict=True)], width)
-    lines = [_line(row, widths, names=len(_keys(table))) for row in cells]
-    lines.insert(1, "  ".join("-" * size for size in widths))
+    cells, names = tabulate(table.head(rows)), len(_keys(table))
+    if _breadth(_widths(cells)) > width:
+        cells[0] = _shortened(cells[0], names)
+    widths = _fit(_widths(cells), width, names=names)
+    lines = [_line(row, widths, names=names) for row in cells]
+    lines.insert(1, (" " * GAP).join("-" * size for size in widths))
     return "\n".join([_title(table), "", *lines, "", *remarks(table, rows)]).rstrip()
 
 
@@ -189,11 +192,29 @@ def text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _fit(widths: list[int], width: int) -> list[int]:
-    """Column widths that fit on a line of `width`, taken from the widest columns."""
+def _widths(cells: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+
+def _breadth(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _shortened(head: list[str], names: int) -> list[str]:
+    """The keys by their last parts, where these tell them apart: lr for optimizer.lr."""
+    short = [key.rpartition(".")[2] for key in head[1 : names + 1]]
+    return [head[0], *short, *head[names + 1 :]] if len({*short}) == names else head
+
+
+def _fit(widths: list[int], width: int, *, names: int) -> list[int]:
+    """Column widths that fit on a line of `width`: taken from the widest names, and from numbers only when those have
+    nothing left to give."""
     widths = list(widths)
-    while sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > 4:
-        widths[widths.index(max(widths))] -= 1
+    for columns in (range(1, names + 1), range(len(widths))):
+        while _breadth(widths) > width and (widest := max(columns, key=lambda i: widths[i], default=0)):
+            if widths[widest] <= NARROW:
+                break
+            widths[widest] -= 1
     return widths
 
 
@@ -203,4 +224,4 @@ def _line(row: list[str], widths: list[int], *, names: int) -> str:
     for i, (cell, size) in enumerate(zip(row, widths, strict=True)):
         cell = cell if len(cell) <= size else cell[: size - 1] + "…"
         padded.append(cell.ljust(size) if 1 <= i <= names else cell.rjust(size))
-    return "  ".join(padded).rstrip()
+    return (" " * GAP).join(padded).rstrip()

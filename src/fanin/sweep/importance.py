@@ -5,7 +5,8 @@ et al. 2023) instead asks in which axes the best trials differ from the rest.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
@@ -74,13 +75,27 @@ def _shares(trials: "Sequence[FrozenTrial]", directions: Sequence[str]) -> dict[
     if len(trials) < FEWEST:
         return {}
     worst = _finite_worst([trial.values for trial in trials])
-    copy = optuna.create_study(directions=cast(Any, list(directions)))
+    with _quiet():
+        copy = optuna.create_study(directions=cast(Any, list(directions)))
     for trial in trials:
         values = [v if math.isfinite(v) else w[v] for v, w in zip(trial.values, worst, strict=True)]
         copy.add_trial(create_trial(params=trial.params, distributions=trial.distributions, values=values))
     evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, min(0.5, TOP / len(trials))))
     shares = get_param_importances(copy, evaluator=evaluator)
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna announces every study that is made, also one that is made to be asked and thrown away."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 def _finite_worst(values: Sequence[Sequence[float]]) -> list[Mapping[float, float]]:
