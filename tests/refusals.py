@@ -37,6 +37,7 @@ class NoModule:
 def no_parameters(): ...
 def loader(): raise OSError("the disk is gone")
 def wrong_loader(): return 3
+def slow_net(size): ...
 def slow_loader(): raise KeyError("train")
 '''
 

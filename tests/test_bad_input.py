@@ -13,6 +13,8 @@ from fanin.app import main
 
 UNKNOWN = {
     "command": (["swep"], ["command", "'swep'", "did you mean 'sweep'?"]),
+    "no study": (["sweep"], ["which study? sweeps/ has 01_seed_replay, ", "initializers"]),
+    "no study to show": (["results"], ["which study? sweeps/ has 01_seed_replay, "]),
     "flag": (["train", "--dryrun"], ["--dryrun", "fanin train --help"]),
     "study": (["sweep", "initialisers"], ["study", "did you mean 'initializers'?", "learning_rate"]),
     "group": (["train", "optimzer=sgd"], ["optimzer: no such key", "did you mean optimizer?"]),
@@ -279,6 +281,12 @@ CONTRADICTIONS = {
 USERS_OWN = {
     "package that is not there": (["model._target_=nowhere.Net"], ["cannot import 'nowhere.Net'", "nowhere"]),
     "name that is not there": (["model._target_=users.Net"], ["cannot import 'users.Net'", "no attribute"]),
+    "name that is misspelt": (["model._target_=users.Linaer"], ["no attribute 'Linaer'; did you mean 'Linear'?"]),
+    "module that is misspelt": (["model._target_=user.Linear"], ["No module named 'user'; did you mean 'users'?"]),
+    "argument that nobody gives": (
+        ["model._target_=users.slow_net", *WITHOUT],
+        ["model.size: missing", "it is given those of in_shape, classes, norm"],
+    ),
     "syntax": (["model._target_=broken.f"], ["cannot import 'broken.f'", "(broken.py, line 1)"]),
     "import": (["model._target_=lacking.f"], ["a_package_that_nobody_has", "(lacking.py, line 1)"]),
     "not callable": (["model._target_=users.torch"], ["model._target_: must name a callable"]),
@@ -339,10 +347,11 @@ def test_messages_are_one_line_unless_several_configurations_are_wrong(users_pro
     [
         ("study: [\n", ["mine.yaml, line", "is no valid YAML"]),
         ("\x00\x01", ["YAML"]),
-        ("", ["study file's first line must be `# @package _global_`"]),
-        ("epochs: 3\n", ["study file's first line must be `# @package _global_`"]),
+        ("", ["sweeps/mine.yaml: a study file's first line must be `# @package _global_`"]),
+        ("epochs: 3\n", ["sweeps/mine.yaml: a study file's first line must be `# @package _global_`"]),
         ("# @package _global_\nepcohs: 3\n", ["epcohs: no such key", "did you mean epochs?"]),
         ("# @package _global_\nstudy: {metrc: val/loss}\n", ["study.metrc: no such key", "study.metric?"]),
+        ("# @package _global_\nstudy: {replicate: 3}\n", ["did you mean study.replicates"]),
         ("# @package _global_\nstudy: 3\n", ["study: must be a mapping"]),
         ("# @package _global_\nstudy: {points: {a: 3}}\n", ["sweeps/mine.yaml", "study.points are lists"]),
         ("# @package _global_\nhydra: {sweeper: {prams: {}}}\n", ["sweeps/mine.yaml", "'prams'"]),

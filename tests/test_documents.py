@@ -10,7 +10,8 @@ from fanin.app import main
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
 PLACES = "benchmarks|conf|deploy|docs|examples|src|sweeps|tests|tools"
-YOURS = {"conf/initializer/he_truncated.yaml"}  # what README adds as an example
+PARTS = re.findall(r"^# (\S+/\S+\.yaml)$", (ROOT / "docs" / "own_parts.md").read_text(), flags=re.MULTILINE)
+YOURS = {"conf/initializer/he_truncated.yaml", *PARTS}  # what README and that page add as examples
 
 
 def code(document):

@@ -158,3 +158,17 @@ def test_the_check_of_a_users_loader_finds_its_mistakes_before_any_run():
     with pytest.raises(ConfigError, match=r"data\.scale: unit needs .* got \[0\.0, 255\.0\]"):
         data.check(lambda: (arrays(dtype=np.float32), arrays()), **GROUP)
     assert data.check(lambda: (arrays(), arrays(7)), **GROUP).test == 7
+
+
+@pytest.mark.parametrize(
+    ("shape", "fitting"), [((16, 12), r"\[1,16,12\]"), ((16, 12, 3), r"\[3,16,12\]"), ((3, 16, 12), r"\[3,16,12\]")]
+)
+def test_images_of_another_shape_are_refused_with_the_one_that_fits(shape, fitting):
+    with pytest.raises(ConfigError, match=f"data.shape: must be .*; data.shape={fitting} fits"):
+        loads(arrays(shape=shape), arrays(10, shape=shape))
+
+
+def test_classes_that_no_training_image_has_are_refused_since_chance_would_be_misjudged():
+    images, labels = arrays()
+    with pytest.raises(ConfigError, match="data.classes: must be 4: the highest label of the training images is 3"):
+        loads((images, labels % 4))

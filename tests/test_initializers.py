@@ -406,6 +406,21 @@ def test_an_initializer_of_torch_or_of_the_user_needs_no_change_to_fit():
     torch.testing.assert_close(model.layers[1].weight.detach(), torch.eye(256))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_an_initializer_that_returns_a_weight_instead_of_filling_it_is_refused(device):
+    def returned(weight, *, generator):
+        return torch.randn(weight.shape, generator=generator)
+
+    def both(weight, *, generator):
+        return weight.copy_(torch.randn(weight.shape, generator=generator)).view(-1)
+
+    with torch.device(device):
+        model = mlp()
+    with pytest.raises(ConfigError, match="returned returns a tensor.*fill the weight in place"):
+        init.initialize(model, weight=returned, bias="zeros", streams=STREAMS)
+    init.initialize(model, weight=both, bias="zeros", streams=STREAMS)
+
+
 # What symmetric starts do in training: exact statements, in float64 because float32 sums round apart.
 
 

@@ -14,6 +14,11 @@ def test_the_best_variant_comes_first_whatever_the_direction():
     assert view.arrange(["initializer"], metric="val/accuracy", direction="maximize")["orderByAsc"] is False
 
 
+def test_the_children_of_the_studys_own_run_are_shown_and_not_those_of_one_that_was_put_aside():
+    arranged = view.arrange(["initializer"], metric="val/loss", direction="minimize", parent="abc")
+    assert arranged["searchFilter"] == "tags.`mlflow.parentRunId` = 'abc'"
+
+
 def test_runs_are_averaged_over_replicates_by_what_the_study_varies():
     grouping = view.arrange(["model", "optimizer.lr"], metric="val/loss", direction="minimize")["groupBy"]
     assert [key["groupByData"] for key in grouping["groupByKeys"]] == ["model", "optimizer.lr"]

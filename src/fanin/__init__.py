@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["compare", "curves", "layers", "runs", "studies"]
 
 
+def __dir__() -> list[str]:
+    """What a notebook completes."""
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Imported at the first use: a training worker needs none of them, nor pandas."""
     if name not in __all__:

@@ -30,6 +30,7 @@ HELP = {
     "sync": "ship to MLflow what it does not have yet",
     "doctor": "say what device, data sets and tracking store there are, and what is wrong",
 }
+HAS_RUN = "one that has run, by its name"
 EXAMPLES = """\
 examples:
   fanin sweep initializers                        a study; the same command again goes on where it stopped
@@ -91,6 +92,9 @@ class Parser(argparse.ArgumentParser):
     """argparse, whose errors are bad input like any other."""
 
     def error(self, message: str) -> NoReturn:
+        if "required: study" in message:
+            names = ", ".join(sorted(path.stem for path in Path("sweeps").glob("*.yaml")))
+            raise ConfigError(f"which study? {f'sweeps/ has {names}' if names else 'There is no sweeps/ folder here'}")
         raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
@@ -116,13 +120,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_sweep_flags(sweep)
 
     results = _add(commands, "results", _results)
-    results.add_argument("study")
+    results.add_argument("study", help=HAS_RUN)
     table = results.add_mutually_exclusive_group()
     table.add_argument("--csv", type=Path, metavar="F", help="write every run as one row")
     table.add_argument("--parquet", type=Path, metavar="F", help="the same, typed and compressed")
 
-    _add(commands, "report", _report).add_argument("study")
-    _add(commands, "register", _register).add_argument("study")
+    _add(commands, "report", _report).add_argument("study", help=HAS_RUN)
+    _add(commands, "register", _register).add_argument("study", help=HAS_RUN)
     _add(commands, "ui", _ui).add_argument("--port", type=int, default=5000)
     _add(commands, "sync", _sync)
     _add(commands, "doctor", _doctor)
@@ -169,8 +173,12 @@ def _studies() -> str:
     for path in sorted(Path("sweeps").glob("*.yaml")):
         comments = [line for line in path.read_text(errors="replace").splitlines() if line.startswith("# ")]
         question = next((line[2:] for line in comments if "@package" not in line), "")
-        lines.append(f"  {path.stem:<15}{textwrap.shorten(question, 83, placeholder=' ...')}")
-    return "\n".join(["studies in sweeps/:", *lines]) if lines else "there is no sweeps/ folder here"
+        lines.append((path.stem, question))
+    width = max([len(name) for name, _ in lines], default=0)
+    rows = [
+        f"  {name:<{width}}  {textwrap.shorten(question, 96 - width, placeholder=' ...')}" for name, question in lines
+    ]
+    return "\n".join(["studies in sweeps/:", *rows]) if rows else "there is no sweeps/ folder here"
 
 
 # Imports are local to a command: `fanin results` must not wait for Hydra, nor `fanin --help` for anything.

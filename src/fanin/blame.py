@@ -4,9 +4,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from fanin.errors import ConfigError
+from fanin.errors import ConfigError, nearest
 from fanin.signatures import label
 
 
@@ -36,6 +37,19 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {text}{where}" if text else f"{type(error).__name__}{where}"
 
 
+def meant(error: Exception) -> str:
+    """What an import that failed was probably of: a name in its module, or a module in the project folder."""
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        names = [name for name, value in vars(error.obj).items() if callable(value) and not name.startswith("_")]
+    elif isinstance(error, ModuleNotFoundError):
+        names = [path.stem for path in Path.cwd().glob("*.py")]
+    else:
+        return ""
+    near = nearest(error.name, names, cutoff=0.7)
+    return f"; did you mean {near!r}?" if near else ""
+
+
 def _is_users(file: str) -> bool:
     path = Path(file)
-    return Path.cwd() in path.parents and "site-packages" not in path.parts
+    ours = Path(__file__).parent in path.parents  # in a clone, fanin itself lies in the project folder
+    return Path.cwd() in path.parents and "site-packages" not in path.parts and not ours

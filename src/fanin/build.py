@@ -17,7 +17,7 @@ import yaml
 from torch import nn
 
 from fanin import data, initializers, models, optimizers, regularizers, schedulers
-from fanin.blame import blaming, describe
+from fanin.blame import blaming, describe, meant
 from fanin.errors import ConfigError, require, unknown
 from fanin.order import batch_sizes
 from fanin.precision import numerics
@@ -226,7 +226,7 @@ def part(config: Mapping[str, Any], group: str) -> Iterator[tuple[Callable[..., 
     try:
         target = pkgutil.resolve_name(path)
     except Exception as error:  # importing runs a user's module, which may raise anything
-        raise ConfigError(f"{group}._target_: cannot import {path!r}: {describe(error)}") from error
+        raise ConfigError(f"{group}._target_: cannot import {path!r}: {describe(error)}{meant(error)}") from error
     require(callable(target), f"{group}._target_", "must name a callable", path)
     with blaming(group, target):
         yield target, options

@@ -21,10 +21,11 @@ def unknown(key: str, value: object, options: Iterable[object]) -> ConfigError:
     return ConfigError(f"{key}: {value!r} is not one of: {', '.join(names)}{hint}")
 
 
-def nearest(value: object, names: Sequence[str]) -> str | None:
-    """The name that `value` was probably meant to be, if there is one: case does not count."""
+def nearest(value: object, names: Sequence[str], *, cutoff: float = 0.5) -> str | None:
+    """The name that `value` was probably meant to be, if there is one as similar as `cutoff` (0 to 1): case does
+    not count."""
     folded = {name.lower(): name for name in names}
-    close = get_close_matches(str(value).lower(), folded, n=1, cutoff=0.5)
+    close = get_close_matches(str(value).lower(), folded, n=1, cutoff=cutoff)
     return folded[close[0]] if close else None
 
 

@@ -137,14 +137,14 @@ def _send(
     history = spool.digest(whole)
     description = _describe(folder, tracker, guard)
     missing: Mapping[str, str] = {}
-    if folder == folder.study:
-        _arrange(folder, tracker)
     if not shipped.run:
         known = _open(folder, tracker, shipped, description, started=whole[0]["time"])
         if description.data:
             tracker.log_data(known.id, description.data)
         shipped = replace(shipped, run=known.id, status=known.status)
         missing = {key: value for key, value in description.params.items() if key not in known.params}
+    if folder == folder.study:
+        _arrange(folder, tracker, run=shipped.run)
     fresh = Batch(missing, points.curve_points(records))
     if history.end:
         return _send_end(folder, tracker, shipped, description, whole, fresh)
@@ -179,8 +179,9 @@ def _send_end(
     return replace(shipped, status=history.end["status"], doubtful=False)
 
 
-def _arrange(study: Folder, tracker: Tracker) -> None:
-    """The study's page in MLflow: anew whenever it starts or ends, for it may have more variants then."""
+def _arrange(study: Folder, tracker: Tracker, *, run: str) -> None:
+    """The study's page in MLflow: anew whenever it starts or ends, for it may have more variants then. `run`: its
+    own."""
     spec, variants = study.spec(), study.variants()
     first = [runs[0] for runs in variants.values() if (runs[0].path / "run.json").exists()]
     swept = factors_of(spec["swept"]) or spec["swept"]
@@ -192,6 +193,7 @@ def _arrange(study: Folder, tracker: Tracker) -> None:
         or len(swept) < len(spec["swept"])
         or any(len(runs) > 1 for runs in variants.values()),
         variants=[swept_values(run.spec(), swept) for run in first] if len(first) <= FOLDED else (),
+        parent=run,
     )
     tracker.arrange(spec["study"], page, question=spec["question"])
 

@@ -26,8 +26,10 @@ def check_options(
     *,
     group: str,
     supplied: Collection[str] = (),
+    offered: Collection[str] = (),
 ) -> None:
-    """Check that `options`, keys of config group `group`, suit `function`, which is given `supplied`, too.
+    """Check that `options`, keys of config group `group`, suit `function`, which is given `supplied`, too; of
+    `offered` it would be given those that it named.
 
     Raises ConfigError for an option that the function does not take, and for one that it lacks.
     """
@@ -44,7 +46,8 @@ def check_options(
     required = [p.name for p in parameters if p.kind in NAMED and p.default is Parameter.empty]
     for name in required:
         if name not in options and name not in supplied:
-            raise ConfigError(f"{group}.{name}: missing, and {label(function)} has no default for it")
+            gifts = f"; by itself it is given those of {', '.join(offered)} that it names" if offered else ""
+            raise ConfigError(f"{group}.{name}: missing, and {label(function)} has no default for it{gifts}")
 
 
 def label(function: Callable[..., Any]) -> str:

@@ -26,16 +26,19 @@ def arrange(
     direction: str,
     replicated: bool = True,
     variants: Sequence[Sequence[str]] = (),
+    parent: str | None = None,
 ) -> dict[str, object]:
     """The page of a study over the params `swept`: best first, its metric on top.
 
     Replicates are averaged, if there are any, and those of the `variants` (each a value per swept param)
-    folded away, so that the list of runs is the charts' legend.
+    folded away, so that the list of runs is the charts' legend. `parent`: the id of the study's own run, whose
+    children are shown; an experiment also holds those of a study that was put aside by --new.
     """
     grouped = replicated and bool(swept)
     columns = _columns(swept, metric, grouped=grouped)
     return {
-        "searchFilter": "tags.`fanin.variant` != ''",  # the runs, not the parent they would hide in
+        # the runs, not the parent they would hide in
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'" if parent else "tags.`fanin.variant` != ''",
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": direction == "minimize",
         "startTime": "ALL",

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import pandas
 
-from fanin.comparison.contrasts import Rules
 from fanin.comparison.pairing import Scores
 from fanin.comparison.words import name
 from fanin.noise import is_seed
@@ -16,7 +15,6 @@ def remark(
     differences: pandas.DataFrame,
     *,
     within: Sequence[str],
-    rules: Rules,
 ) -> Iterator[str]:
     """A sentence each on what was averaged, counted otherwise, left out or is missing. `differences`: of the
     levels against the reference."""
@@ -25,7 +23,6 @@ def remark(
         yield f"Paired within equal values of {keys}, and averaged over them; a replicate counts once."
         if any(map(is_seed, scores.within)):
             yield "Seeds that cross make no independent repetitions: only replicates, or seeds that walk in step, do."
-        yield from _changes_of_the_best(scores, rules.sign)
     for key in within:
         if key not in scores.within and runs[key].nunique(dropna=False) > 1:
             yield f"{key} changes with {scores.by}: this compares the two together."
@@ -40,14 +37,6 @@ def remark(
         total = scores.dropped + len(scores.blocks)
         yield f"Left out: {scores.dropped} of {total} combinations of {keys}, which not all levels have."
     yield from _missing(scores, differences)
-
-
-def _changes_of_the_best(scores: Scores, sign: int) -> Iterator[str]:
-    """An average over blocks can hide that another level is the best in some of them."""
-    best = (sign * scores.per_block.dropna()).idxmax(axis=1)
-    if best.nunique() > 1:
-        counts = ", ".join(f"{name(level)} in {count}" for level, count in best.value_counts().items())
-        yield f"The best mean changes with {', '.join(scores.within)}: {counts} of {len(best)}."
 
 
 def _missing(scores: Scores, differences: pandas.DataFrame) -> Iterator[str]:

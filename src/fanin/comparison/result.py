@@ -10,8 +10,10 @@ import pandas
 
 from fanin.comparison.contrasts import Rules
 from fanin.comparison.words import name, number, percent, plain, probability, with_half, wrap
+from fanin.noise import is_seed
 
 SHOWN = 12  # sentences; the tables have all
+PLACES = 3  # of each level, that are named; of more, how many
 TESTS = {
     "permutation": "exact sign-flip test",
     "wilcoxon": "exact Wilcoxon test",
@@ -62,12 +64,13 @@ class Comparison:
 
     @property
     def sentences(self) -> list[str]:
-        """What was compared and how; then which may be the best, what is decided one by one, what is not."""
+        """What was compared and how; then which may be the best, what is decided one by one, what is not; and
+        where another is the best."""
         decided = self.differences[self.differences["verdict"] != "undecided"]
         said = [_sentence(row, self) for row in _rows(decided)]
         if len(said) > SHOWN:
             said[SHOWN:] = [f"and {len(said) - SHOWN} more"]
-        return [_head(self), *_best_set(self), *said, *_undecided(self)]
+        return [_head(self), *_best_set(self), *said, *_undecided(self), *_changes_of_the_best(self)]
 
     @property
     def verdict(self) -> str:
@@ -153,6 +156,21 @@ def _with_a_baseline(comparison: Comparison) -> str:
     fewer = comparison.rules.fewest(others)
     saves = not comparison.baseline and fewer < comparison.rules.fewest(comparison.comparisons)
     return f", {fewer} against a baseline named beforehand" if saves else ""
+
+
+def _changes_of_the_best(comparison: Comparison) -> Iterator[str]:
+    """An average over blocks can hide that another level is the best in some of them. Among seeds it always is."""
+    keys = comparison.within
+    table = comparison.rules.sign * comparison.blocks.dropna()
+    best = table.idxmax(axis=1)
+    if best.nunique() < 2 or any(map(is_seed, keys)):
+        return
+    places = pandas.Series([" ".join(map(name, block)) for block in table.index], index=table.index)
+    groups = {level: places[best == level] for level in best.value_counts().index}
+    many = max(map(len, groups.values())) > PLACES
+    said = [f"{name(level)} {f'in {len(own)}' if many else f'with {_names(own)}'}" for level, own in groups.items()]
+    tail = f" of {len(best)}" if many else ""
+    yield f"the best mean changes with {', '.join(keys)}: {'; '.join(said)}{tail}"
 
 
 def _table(comparison: Comparison) -> list[list[str]]:

@@ -54,8 +54,12 @@ def as_dataset(loaded: Any, *, shape: Shape, classes: int) -> Dataset:
         rule = "the loader must return a fanin.data.Dataset or a pair (train, test)"
         raise ConfigError(f"data._target_: {rule}, got {type(loaded).__name__}")
     train, test = loaded
+    training = _as_images(train, "training", shape=shape, classes=classes)
+    most = int(training.labels.max())
+    rule = f"must be {most + 1}: the highest label of the training images is {most}, and counting starts at 0"
+    require(most + 1 == classes, "data.classes", rule, classes)
     return Dataset(
-        train=_as_images(train, "training", shape=shape, classes=classes),
+        train=training,
         test=_as_images(test, "test", shape=shape, classes=classes),
         classes=classes,
     )
@@ -136,7 +140,20 @@ def _arrange(images: Tensor, name: str, *, shape: Shape) -> Tensor:
     if (channels == 1 and found == (height, width)) or found == (channels * height * width,):
         return images.reshape(-1, *shape)
     rule = f"must be the (channels, height, width) of the images, but one of the {name} set is {found}"
-    raise ConfigError(f"data.shape: {rule}; got {list(shape)}")
+    raise ConfigError(f"data.shape: {rule}; got {list(shape)}{_likely(found)}")
+
+
+def _likely(found: tuple[int, ...]) -> str:
+    """The shape that images which come as `found` have: grey ones (H, W), or of 1, 3 or 4 channels, first or last."""
+    if len(found) == 2:
+        shape = [1, *found]
+    elif len(found) == 3 and found[0] in (1, 3, 4):
+        shape = list(found)
+    elif len(found) == 3 and found[2] in (1, 3, 4):
+        shape = [found[2], *found[:2]]
+    else:
+        return ""
+    return f"; data.shape={str(shape).replace(' ', '')} fits"
 
 
 def _pixels(images: Tensor, name: str) -> Tensor:

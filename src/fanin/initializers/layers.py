@@ -37,7 +37,7 @@ def bind(
     rule = "must take the weight, to be filled in place, as its first argument"
     require(tensor, f"{group}._target_", rule, label(function))
     assert tensor
-    check_options(function, options, group=group, supplied=(tensor, *OFFERED))
+    check_options(function, options, group=group, supplied=(tensor, *OFFERED), offered=OFFERED)
     return partial(function, **options)
 
 
@@ -146,7 +146,14 @@ def fill_blocks(
     groups = getattr(module, "groups", 1)
     biases = [None] * groups if bias is None else bias.chunk(groups)
     for block, part in zip(blocks(module, weight), biases, strict=True):
-        function(block, **asked(function, bias=part, **offered))
+        before = block._version  # torch counts what is written in place, on the meta device too
+        returned = function(block, **asked(function, bias=part, **offered))
+        if isinstance(returned, Tensor) and returned is not block and block._version == before:
+            name = label(getattr(function, "func", function))
+            raise ConfigError(
+                f"initializer: {name} returns a tensor, and its weight stays as it was: "
+                "fill the weight in place, as in weight.copy_(...)"
+            )
 
 
 def check_bias(bias: str | float | None, *, filled: bool) -> None:

@@ -106,7 +106,7 @@ def check_whole(
 
     Raises ConfigError. Works on models of the meta device.
     """
-    check_options(function, options, group="initializer", supplied=SUPPLIED)
+    check_options(function, options, group="initializer", supplied=SUPPLIED, offered=SUPPLIED)
     check_ranges(options, getattr(function, "ranges", {}), group="initializer")
     if check := getattr(function, "check", None):
         defaults = {name: p.default for name, p in signature(function).parameters.items() if name not in SUPPLIED}

@@ -86,7 +86,7 @@ def build(
                 f"regularization.{name}: {label(factory)} has no place for {name} {value!r}: it takes no "
                 f"argument `{name}`; set regularization.{name}={neutral} or take {OTHERS.get(name, 'another model')}"
             )
-    check_options(factory, options, group="model", supplied=arguments)
+    check_options(factory, options, group="model", supplied=arguments, offered=[*data, *asked])
     model = factory(**arguments)
     check_fit(model, in_shape=in_shape, classes=classes)
     return model

@@ -71,7 +71,8 @@ class Composer:
                 _lay_over(config, override, check=self.own)
             resolved = _plain(config, resolve=self.own, complete=self.own)
         if self.own:
-            check_keys(resolved, default=self._default, added=[o.key_or_group for o in parsed if o.is_add()])
+            added = [o.key_or_group for o in parsed if o.is_add()]
+            check_keys(resolved, default=self._default, added=added, study=choices.get("sweeps"))
             choices = _named(choices, resolved)
         state = _take_out(resolved.get("tracking"), "state") if self.own else None
         return Composition(config=resolved, choices=choices, state=state)
@@ -296,8 +297,8 @@ def unknown_key(key: str, composer: Composer) -> ConfigError:
         return ConfigError(f"{key}: {_instead(mapping, name, composer.default(mapping))}")
     here = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
     close = [k for k in known if k.rpartition(".")[2] == name]
-    if not close and (near := nearest(name, here)):
-        close = [f"{parent}.{near}".lstrip(".")]
+    if near := nearest(name, here, cutoff=0.8 if close else 0.5):
+        close = [f"{parent}.{near}".lstrip("."), *close]
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     there = f"; {parent or 'the root'} has {', '.join(here)}" if here else ""
     new = f" (+{key}=... adds an argument)" if f"{parent}._target_" in known else ""

@@ -131,7 +131,7 @@ def _run(
                 print(f"fanin: stopped: {keeper.lost}", file=sys.stderr)
                 return exits.FAILED
             conclude(study, plan, tally, folder, shipper, best=best)
-        return exit_code(tally)
+        return exit_code(tally, new=options.new)
 
 
 def conclude(
@@ -228,11 +228,13 @@ def describe(result: Outcome, study: Study) -> tuple[str, float]:
     return result.reason or "", value
 
 
-def exit_code(tally: Tally) -> int:
-    """The command's exit code, with what went wrong on stderr."""
+def exit_code(tally: Tally, *, new: bool = False) -> int:
+    """The command's exit code, with what went wrong on stderr. `new`: --new was given, which once more would start
+    over."""
     for name, why in list(tally.failures.items())[:SHOWN]:
         print(f"fanin: {name} failed: {why}", file=sys.stderr)
     if tally.ended == INTERRUPTED:
-        print("fanin: interrupted; the same command goes on from here", file=sys.stderr)
+        without = " without --new" * new
+        print(f"fanin: interrupted; the same command{without} goes on from here", file=sys.stderr)
         return exits.INTERRUPTED
     return exits.FAILED if tally.failed else exits.DONE

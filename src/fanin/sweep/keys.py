@@ -41,11 +41,13 @@ def check_version(config: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{name}: {file} has no such key: it is of another version of fanin")
 
 
-def check_keys(config: Mapping[str, Any], *, default: Mapping[str, Any], added: Collection[str] = ()) -> None:
+def check_keys(
+    config: Mapping[str, Any], *, default: Mapping[str, Any], added: Collection[str] = (), study: str | None = None
+) -> None:
     """Compare `config` with the `default` one. Keys `added` on purpose (with a +) are free at the root, where
-    interpolations may need them. Raises ConfigError."""
+    interpolations may need them. `study`: the file in sweeps/ it was composed of. Raises ConfigError."""
     if "sweeps" in config and "sweeps" not in default:
-        raise ConfigError("sweeps: a study file's first line must be `# @package _global_`")
+        raise ConfigError(f"sweeps/{study}.yaml: a study file's first line must be `# @package _global_`")
     _compare({k: v for k, v in config.items() if k not in added}, default, prefix="")
     for group, value in config.items():
         if group in NEEDED:
@@ -78,6 +80,8 @@ def _compare(config: Mapping[str, Any], default: Mapping[str, Any], *, prefix: s
 def _check_part(group: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{group}: must be a mapping with _target_, got {value!r}")
-    for key in NEEDED[group]:
-        if key not in value:
-            raise ConfigError(f"{group}.{key}: is needed; see the other files in conf/{group}/")
+    missing = [key for key in NEEDED[group] if key not in value]
+    if missing:
+        keys = ", ".join(f"{group}.{key}" for key in missing)
+        are = "is" if len(missing) == 1 else "are"
+        raise ConfigError(f"{keys}: {are} needed; see the other files in conf/{group}/, and docs/own_parts.md")

@@ -126,7 +126,8 @@ def single(overrides: Sequence[str], options: Options) -> int:
             arguments=[*overrides, "study.name=train"],
             settings=settings,
         )
-        return train(study, options=options, project=Path.cwd())
+        told = " ".join(line for line in overrides if not line.startswith(UNNAMED))
+        return train(study, options=options, project=Path.cwd(), called=told)
 
 
 def sweep(sweeper: Any, arguments: list[str]) -> int:

@@ -111,12 +111,13 @@ def plan_job(
     number: int = 0,
     trial: int | None = None,
     again: str = "",
+    called: str = "",
 ) -> Job:
     """The job of one run. `number` counts the variants; `again` tells apart trainings of the same variant and
-    replicate."""
+    replicate, which are `called` so, or by the model."""
     spec = study.spec(variant, replicate, number=number)
     if again:
-        spec |= {"key": f"{spec['key']}-{again}", "name": f"{variant.composition.choices['model']} {again}"}
+        spec |= {"key": f"{spec['key']}-{again}", "name": f"{called or variant.composition.choices['model']} {again}"}
     return Job(spec, folder.plan_run(spec), variant, replicate, trial=trial)
 
 

@@ -18,8 +18,8 @@ from fanin.sweep.study import Study, Variant
 from fanin.sweep.workers import Pool
 
 
-def train(study: Study, *, options: Options, project: Path) -> int:
-    """One run, trained anew each time it is asked for. Returns the exit code."""
+def train(study: Study, *, options: Options, project: Path, called: str = "") -> int:
+    """One run, trained anew each time it is asked for, and called so (or by its model). Returns the exit code."""
     check_ground(project)
     hardware = study.base.config["hardware"]
     pool = open_pool(hardware)
@@ -32,15 +32,15 @@ def train(study: Study, *, options: Options, project: Path) -> int:
             return exits.DONE
         fetch([one], pool)
         check_tracking(study, project)
-        return _train(study, one, pool, options=options, project=project)
+        return _train(study, one, pool, options=options, project=project, called=called)
     finally:
         pool.close()
 
 
-def _train(study: Study, one: Variant, pool: Pool, *, options: Options, project: Path) -> int:
+def _train(study: Study, one: Variant, pool: Pool, *, options: Options, project: Path, called: str) -> int:
     folder = StudyFolder(project / MEMORY / study.name)
     declare(study, folder, project, command=options.command)
-    job = plan_job(study, one, one.composition.config["replicate"], folder, again=stamp())
+    job = plan_job(study, one, one.composition.config["replicate"], folder, again=stamp(), called=called)
     folder.bury()
     folder.spool.append("start")
     folder.spool.append("end", status="FINISHED", reason=None, metrics={}, step=0)
