@@ -1,6 +1,7 @@
 """What a step minimises: cross-entropy plus what regularizes it, with its gradient."""
 
 from dataclasses import dataclass
+from inspect import Parameter, signature
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +40,7 @@ class Objective:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.weights = weights(self.parameters)
         self.decays = decays(optimizer)
+        self.calls = calls_closure(optimizer)
 
     @property
     def lr(self) -> float:
@@ -58,6 +60,14 @@ class Objective:
             self.chunks = list(zip(*pieces, strict=True))
         self.count = len(index)
         self.fresh = True
+
+    def step(self) -> None:
+        """One step of the optimizer, which finds the gradient in place, or asks for it."""
+        if self.calls:
+            self.optimizer.step(self)  # type: ignore[arg-type]  # a tensor does as a float
+        else:
+            self()
+            self.optimizer.step()
 
     def __call__(self) -> Tensor:
         for parameter in self.parameters:  # what zero_grad does, at a tenth of its cost
@@ -100,6 +110,13 @@ class Objective:
         if self.mixture is None:
             return own
         return torch.lerp(F.cross_entropy(logits, others, label_smoothing=smoothing), own, self.mixture.share)
+
+
+def calls_closure(optimizer: Optimizer) -> bool:
+    """Whether its step cannot do without a closure, as that of L-BFGS. Others may ignore one, in spite of torch's
+    rules."""
+    closure = signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is Parameter.empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ def train_epoch(
         objective.turn_to(index)
         if stats and number == len(batches):
             stats.remember()
-        objective.optimizer.step(objective)  # type: ignore[arg-type]  # a tensor does as a float
+        objective.step()
         if bound is not None:
             project_max_norm(objective.weights, max_norm=bound)
         if average:

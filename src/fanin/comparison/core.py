@@ -56,7 +56,7 @@ def compare_runs(
     else:
         reference = _find(baseline, scores)
         differences = contrasts(scores, against(scores, reference, rules), rules)
-    notes = remark(runs, scores, differences, within=within, rules=rules)
+    notes = remark(runs, scores, differences, within=within)
     return Comparison(
         title=title,
         by=by,

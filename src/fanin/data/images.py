@@ -48,16 +48,18 @@ def as_dataset(loaded: Any, *, shape: Shape, classes: int) -> Dataset:
 
     Raises ConfigError for everything else, with the part and the first offending image or label.
     """
-    if isinstance(loaded, Dataset):
+    counted = not isinstance(loaded, Dataset)  # whose classes are known
+    if not counted:
         loaded = (loaded.train, loaded.test)
     if not (isinstance(loaded, Sequence) and len(loaded) == 2):
         rule = "the loader must return a fanin.data.Dataset or a pair (train, test)"
         raise ConfigError(f"data._target_: {rule}, got {type(loaded).__name__}")
     train, test = loaded
     training = _as_images(train, "training", shape=shape, classes=classes)
-    most = int(training.labels.max())
-    rule = f"must be {most + 1}: the highest label of the training images is {most}, and counting starts at 0"
-    require(most + 1 == classes, "data.classes", rule, classes)
+    if counted:
+        most = int(training.labels.max())
+        rule = f"must be {most + 1}: the highest label of the training images is {most}, and counting starts at 0"
+        require(most + 1 == classes, "data.classes", rule, classes)
     return Dataset(
         train=training,
         test=_as_images(test, "test", shape=shape, classes=classes),
