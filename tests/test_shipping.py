@@ -122,6 +122,8 @@ def view_of(database):
 def test_the_page_of_a_study_is_arranged_anew_at_its_end_with_the_variants_it_then_has(tracker, study, database):
     ship(study, tracker=tracker)
     assert view_of(database)["groupBy"] is None  # one replicate, so far
+    ((parent,),) = stored(database, "SELECT run_uuid FROM runs")
+    assert view_of(database)["searchFilter"].endswith(f"= '{parent}'")
     for initializer, variant in (("he_normal", "aaaaaaaaaa"), ("zeros", "bbbbbbbbbb")):
         for replicate in (0, 1):
             make_run(study, initializer=initializer, variant=variant, replicate=replicate)

@@ -139,7 +139,7 @@ def fill_blocks(
     module: nn.Linear | _ConvNd,
     weight: Tensor,
     bias: Tensor | None,
-    function: Callable[..., None],
+    function: Callable[..., object],
     offered: Mapping[str, object],
 ) -> None:
     """Call `function` on each block of `weight`, with its part of `bias`."""

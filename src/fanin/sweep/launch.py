@@ -41,6 +41,7 @@ INSTEAD = {  # the sweeper's fields for other programs: their defaults, and what
     "change": ("refuse", "--extend or --new"),
     "warm_start": (None, "study.warm_start"),
 }
+UNNAMED = ("hardware", "tracking", "study.")  # overrides that say nothing of what is trained, and may be secret
 DEFAULT_TRIALS = 20  # of a search that sets no max_trials
 
 
