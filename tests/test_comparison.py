@@ -154,7 +154,7 @@ def test_that_another_level_is_best_elsewhere_is_announced():
     runs = two_factor_runs()
     runs.loc[runs["initializer"].eq("he") & runs["optimizer.lr"].eq(0.1), "test/accuracy"] -= 0.04
     said = compared(runs, within=["optimizer.lr"]).sentences[-1]
-    assert said == "the best mean changes with optimizer.lr: he with 0.01, 0.001; xavier with 0.1"
+    assert said == "the best mean changes with optimizer.lr: he with 0.001, 0.01; xavier with 0.1"
     losses = runs.rename(columns={"test/accuracy": "loss"}).assign(loss=-runs["test/accuracy"])
     assert compared(losses, metric="loss", direction="minimize", within=["optimizer.lr"]).sentences[-1] == said
 

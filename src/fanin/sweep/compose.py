@@ -71,8 +71,9 @@ class Composer:
                 _lay_over(config, override, check=self.own)
             resolved = _plain(config, resolve=self.own, complete=self.own)
         if self.own:
+            study = next((str(o.value()) for o in parsed if o.key_or_group == "sweeps"), None)
             added = [o.key_or_group for o in parsed if o.is_add()]
-            check_keys(resolved, default=self._default, added=added, study=choices.get("sweeps"))
+            check_keys(resolved, default=self._default, added=added, study=study)
             choices = _named(choices, resolved)
         state = _take_out(resolved.get("tracking"), "state") if self.own else None
         return Composition(config=resolved, choices=choices, state=state)
