@@ -7,6 +7,10 @@ from fanin.app import main
 TINY = ["data=digits", "data.n_train=100", "epochs=1", "model=mlp_narrow", "hardware.workers=1"]
 WITHOUT = ("~model.widths", "~model.activation")  # options of the default model; a class of one's own has none of them
 USERS = '''
+import os
+import sys
+import time
+
 import torch
 from torch import nn
 
@@ -39,6 +43,9 @@ def loader(): raise OSError("the disk is gone")
 def wrong_loader(): return 3
 def slow_net(size): ...
 def slow_loader(): raise KeyError("train")
+def crash(weight, *, generator): os.abort()
+def leave(weight, *, generator): sys.exit(3)
+def never_end(weight, *, generator): time.sleep(3600)
 '''
 
 

@@ -89,7 +89,7 @@ MALFORMED = {
     "unset variable": (["train", "tracking=server"], ["tracking.uri", "MLFLOW_TRACKING_URI must be set"]),
     "flag of sweeps": (["train", "--new"], ["--new", "sweeps"]),
     "name of a single run": (["train", "study.name=mine"], ["study.name: names a sweep"]),
-    "two names": (["sweep", "initializers", "study.name=a/b"], ["study.name: must name a folder"]),
+    "two names": (["sweep", "initializers", "study.name=a/b"], ["study.name: names a folder: printable", "got 'a/b'"]),
 }
 
 TYPES = {
@@ -109,6 +109,15 @@ TYPES = {
         ["hydra.sweeper.max_trials", "Integer"],
     ),
     "number for zip": (["train", "-m", "study.zip=3"], ["study.zip: must look like [[initializer"]),
+    "word in racing": (
+        ["train", "-m", "seed=1,2", "study.racing={min_replicates: many}", "study.replicates=5"],
+        ["study.racing.min_replicates: must be a whole number >= 2, for a paired interval, got 'many'"],
+    ),
+    "truth in racing": (
+        ["train", "-m", "seed=1,2", "study.racing={confidence: true}", "study.replicates=5"],
+        ["study.racing.confidence: must be a number from 0.5 to below 1, got True"],
+    ),
+    "truth for workers": (["train", "hardware.workers=true"], ["hardware.workers: must be a whole number"]),
     "number for racing": (["train", "-m", "study.racing=3"], ["study.racing: must look like {min_repl"]),
 }
 
@@ -142,7 +151,7 @@ RANGES = {
     "empty range": (["train", "-m", "optimizer.lr=range(1,0)"], ["optimizer.lr: a range must not be empty"]),
     "range without end": (["train", "-m", "seed=range(1000000000)"], ["seed: has 1,000,000,000 values"]),
     "huge grid": (
-        ["train", "-m", "seed=range(40000)", "replicate=range(25000)"],
+        ["train", "-m", "seed=range(40000)", "batch_size=range(1,25001)"],
         ["1,000,000,000", "grid"],
     ),
 }
@@ -244,11 +253,33 @@ CONTRADICTIONS = {
     ),
     "pruner of one epoch": (
         ["train", "-m", "seed=1,2", "hydra/sweeper/pruner=median", "epochs=1"],
-        ["hydra.sweeper.pruner", "intermediate values"],
+        ["hydra.sweeper.pruner", "needs epochs=2 or more", "got '1 epochs'"],
     ),
     "race of too few": (
         ["train", "-m", "seed=1,2", "study.racing={min_replicates: 3}", "study.replicates=2"],
         ["study.racing", "min_replicates (3)"],
+    ),
+    "replicates as values": (
+        ["train", "-m", "replicate=0,1,2"],
+        ["replicate: changes no number of a run, and cannot be swept", "study.replicates=3"],
+    ),
+    "the study's own settings as values": (
+        ["train", "-m", "study.replicates=1,2"],
+        ["study.replicates: changes no number", "it holds for the whole study"],
+    ),
+    "stores as values": (["train", "-m", "tracking=none,local"], ["tracking: changes no number"]),
+    "machines as values": (
+        ["train", "-m", "hydra/sweeper=random", "hardware.threads=1,2"],
+        ["hardware.threads: changes no number", "hardware.precision alone"],
+    ),
+    "places of data as values": (["train", "-m", "data=mnist", "data.root=a,b"], ["data.root: changes no number"]),
+    "a name as long as no folder's": (
+        ["train", "-m", "seed=1,2", f"study.name={'long' * 51}"],
+        ["study.name: names a folder", "200 bytes at most"],
+    ),
+    "a name that a terminal cannot show": (
+        ["train", "-m", "seed=1,2", "study.name='a\tb'"],
+        ["study.name: names a folder: printable"],
     ),
     "sweeper field of other programs": (
         ["train", "-m", "seed=1,2", "hydra.sweeper.workers=3"],
@@ -293,11 +324,11 @@ USERS_OWN = {
     "no path": (["model._target_=null"], ["model._target_: must name a callable, got None"]),
     "constructor": (
         ["model._target_=users.Linear", "+model.fault=constructor"],
-        ["users.Linear raised RuntimeError: no such constant (users.py, line 13)"],
+        ["users.Linear raised RuntimeError: no such constant (users.py, line 17)"],
     ),
     "forward": (
         ["model._target_=users.Linear", "+model.fault=forward"],
-        ["users.Linear raised AttributeError", "nonsense", "(users.py, line 21)"],
+        ["users.Linear raised AttributeError", "nonsense", "(users.py, line 25)"],
     ),
     "shape": (["model._target_=users.Linear", "+model.fault=shape"], ["does not fit the data", "1x28x28"]),
     "no module": (["model._target_=users.NoModule"], ["must make a torch.nn.Module, got 'NoModule'"]),
@@ -333,6 +364,23 @@ def test_faults_in_a_users_own_code_are_told_with_their_line(users_project, caps
 def test_groups_are_for_those_of_several_norms_that_have_them(users_project, capsys):
     assert main(["sweep", "batch_norm", "regularization=none,groupnorm", "regularization.groups=4", "--dry-run"]) == 0
     assert "regularization: none,groupnorm" in capsys.readouterr().out
+
+
+def test_a_configuration_that_ends_its_worker_is_named_beside_those_that_are_just_wrong(
+    users_project, capsys, monkeypatch
+):
+    monkeypatch.setattr("fanin.sweep.checks.CHECK_PATIENCE", 2.0)
+    for name in ("crash", "leave", "never_end"):
+        (users_project / f"conf/initializer/{name}.yaml").write_text(f"_target_: users.{name}\nbias: zeros\n")
+    message = refused(
+        capsys,
+        *("train", "-m", "initializer=zeros,crash,leave,never_end,ones", "batch_size=0,100", "hardware.patience=0"),
+        *("model=softmax", "data=digits", "data.n_train=100"),
+    )
+    assert "built it: killed by SIGABRT (crash in native code)\n    in initializer=crash batch_size=100" in message
+    assert "built it: left with exit code 3\n    in initializer=leave batch_size=100" in message
+    assert "built it: not done after 2 s\n    in initializer=never_end batch_size=100" in message
+    assert "batch_size: must be a whole number >= 1, got 0\n    in 5 variants" in message
 
 
 def test_messages_are_one_line_unless_several_configurations_are_wrong(users_project, capsys):

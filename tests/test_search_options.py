@@ -39,6 +39,9 @@ from hydra_plugins.fanin_sweeper import config
         ),
         ({"sampler": {"name": "tpe", "group": True, "multivariate": False}}, r"sampler \(tpe\): .*group"),
         ({"sampler": {"name": "nsgaii", "population_size": 1}}, r"sampler \(nsgaii\): .*population_size"),
+        ({"sampler": {"name": "tpe", "n_startup_trials": -1}}, "n_startup_trials: must be at least 0, or null"),
+        ({"sampler": {"name": "tpe", "n_ei_candidates": 0}}, "n_ei_candidates: must be at least 1, or null"),
+        ({"sampler": {"name": "cmaes", "popsize": 3}, "space": NUMBERS}, "popsize: must be at least 4, or null"),
         ({"sampler": {"name": "qmc", "qmc_type": "sobl"}}, r"sampler \(qmc\): .*halton"),
         ({"sampler": {"name": "cmaes"}}, "cmaes searches numbers only.*'c=a,.b,c.,d'"),
         ({"sampler": {"name": "cmaes"}, "space": {"x": "interval(0,1)"}}, "cmaes needs at least two axes"),
@@ -51,7 +54,7 @@ from hydra_plugins.fanin_sweeper import config
             "hydra.sweeper.pruner.name: 'medin' .*did you mean 'median'",
         ),
         ({"pruner": {"name": "median", "warmup": 1}, "steps": 9}, r"pruner \(median\): 'warmup'"),
-        ({"pruner": {"name": "median"}}, "median judges intermediate values, and a trial reports none"),
+        ({"pruner": {"name": "median"}}, "median judges a run by its epochs.*needs epochs=2 or more.*'0 epochs'"),
         (
             {"pruner": {"name": "median"}, "steps": 9, "directions": ["minimize"] * 2},
             "median compares one value",
@@ -72,7 +75,10 @@ from hydra_plugins.fanin_sweeper import config
             {"pruner": {"name": "patient", "patience": 1, "wrapped": {"name": "x"}}, "steps": 9},
             "pruner.name: 'x'",
         ),
-        ({"pruner": {"name": "threshold"}, "steps": 9}, r"pruner \(threshold\): Either lower or upper"),
+        (
+            {"pruner": {"name": "threshold"}, "steps": 9},
+            r"threshold needs one: hydra.sweeper.pruner.lower=0.2, or upper",
+        ),
         (
             {"pruner": {"name": "wilcoxon"}, "replicates": 4},
             "before 4 of them: it needs study.replicates of at least 5",

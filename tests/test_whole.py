@@ -143,7 +143,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_not_initialized_again(project, 
 def test_its_check_is_asked_before_any_run_and_by_name(project, mine):
     picky = (*SMALL, "initializer._target_=mine.picky", "~initializer.gain", "~initializer.mode")
     lists = [[*picky], [*picky, "+initializer.size=4"], [*picky, "+initializer.sise=4"], [*GREEDY[:-1]]]
-    complaints = Trainer(threads=1)("check", configurations(lists), Listener())
+    complaints = [Trainer(threads=1).complaint(config) for config in configurations(lists)]
     assert complaints[0] == "initializer.size: must be even for 200 images (1, 8, 8) of scale unit"
     assert complaints[1] is None
     assert "initializer: 'sise' is not one of: size; did you mean 'size'" in complaints[2]
@@ -197,7 +197,7 @@ def test_an_option_may_be_an_initializer_of_one_weight(project):
         [*lsuv, "+initializer.weight.gian=1"],
         [*lsuv, "~initializer.weight", "+initializer.weight=orthogonal"],
     ]
-    complaints = Trainer(threads=1)("check", configurations(lists), Listener())
+    complaints = [Trainer(threads=1).complaint(config) for config in configurations(lists)]
     assert complaints[:2] == [None, None]
     assert complaints[2] == "initializer.gain: must be above 0, got -1"
     assert complaints[3].startswith("initializer.weight: 'gian' is not one of: gain")

@@ -43,7 +43,9 @@ class Trainer:
 
     def __call__(self, kind: str, payload: Any, channel: Channel) -> Any:
         if kind == "check":
-            return [self.complaint(config) for config in payload]
+            for config in payload:  # one by one, so that whoever waits knows which one a worker died of
+                channel.send("record", self.complaint(config))
+            return None
         if kind == "devices":
             return {"device": resolve_device(payload).type, "cuda": torch.cuda.device_count()}
         if kind == "outline":

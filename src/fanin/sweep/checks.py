@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fanin.sweep.space import DISCRETE, Axis, Condition, bare
 from fanin.sweep.study import Study, Variant, hash_of
 
 SHOWN = 5  # complaints shown when many configurations are refused
+CHECK_PATIENCE = 60.0  # seconds to build one configuration, its data read for the first time included
 # Keys that act under one norm only, and the choice that makes it.
 OF_A_NORM = {
     "regularization.groups": ("group", "groupnorm"),
@@ -55,7 +56,16 @@ def check_tracking(study: Study, project: Path) -> None:
 
 
 def grid_of(study: Study) -> list[Variant]:
-    return [study.variant(point) for point in study.space.grid()]
+    """The variants of a grid, each once; points that come to the same configuration are named."""
+    distinct: dict[str, Variant] = {}
+    twins: list[str] = []
+    for point in study.space.grid():
+        one = study.variant(point)
+        if distinct.setdefault(one.key, one) is not one:
+            twins.append(f"{one.name} is {distinct[one.key].name}")
+    if twins:
+        print(f"  the same configuration, run once: {_some(twins, 'points')}")
+    return list(distinct.values())
 
 
 def corners(study: Study) -> list[Variant]:
@@ -92,8 +102,9 @@ def _sets(assigned: Mapping[str, str], condition: Condition) -> bool:
 def check(variants: Sequence[Variant], pool: Pool, *, study: Study) -> None:
     """Build every planned configuration in a worker; raises ConfigError with what is wrong, once per reason."""
     check_idle(study, variants)
+    patience = max(CHECK_PATIENCE, study.base.config["hardware"]["patience"])
     with waiting(f"checking {len(variants)} configurations" if len(variants) > 1 else "checking the configuration"):
-        complaints = call(pool, "check", [_checked(study, one) for one in variants])
+        complaints = _complaints(pool, [_checked(study, one) for one in variants], seconds=patience)
     reasons: dict[str, list[str]] = {}
     for one, complaint in zip(variants, complaints, strict=True):
         if complaint:
@@ -103,6 +114,21 @@ def check(variants: Sequence[Variant], pool: Pool, *, study: Study) -> None:
     lines = [f"{reason}\n    in {_some(names)}" if len(variants) > 1 else reason for reason, names in reasons.items()]
     more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
     raise ConfigError("\n  ".join(lines[:SHOWN]) + more)
+
+
+def _complaints(pool: Pool, configs: Sequence[Mapping[str, Any]], *, seconds: float) -> list[str | None]:
+    """What is wrong with each configuration. A user's own code may crash its worker, or never end: then that is it,
+    and the next worker goes on; after some such ends, the last ones are not looked at."""
+    found: list[str | None] = []
+    for _ in range(SHOWN):
+        event = _answer(pool, "check", configs[len(found) :], seconds=seconds, hear=found.append)
+        if event.kind != "died":
+            _raise_failure(event)
+            break
+        found.append(f"the worker that built it: {event.payload}")
+        if len(found) == len(configs):
+            break
+    return found + [None] * (len(configs) - len(found))
 
 
 def check_idle(study: Study, variants: Sequence[Variant]) -> None:
@@ -134,8 +160,8 @@ def _checked(study: Study, variant: Variant) -> Mapping[str, Any]:
     return {**config, "study": {**config["study"], "criteria": metrics_of(study, variant)}}
 
 
-def _some(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} variants, e.g. {names[0]}"
+def _some(names: Sequence[str], what: str = "variants") -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} {what}, e.g. {names[0]}"
 
 
 def call(pool: Pool, kind: str, payload: Any) -> Any:
@@ -143,11 +169,15 @@ def call(pool: Pool, kind: str, payload: Any) -> Any:
     event = _answer(pool, kind, payload, seconds=math.inf)
     if event.kind == "died":
         raise ConfigError(f"the worker that should {kind} the configuration was {event.payload}")
+    _raise_failure(event)
+    return event.payload
+
+
+def _raise_failure(event: Event) -> None:
     if isinstance(event.payload, Failure):
         if event.payload.user:
             raise ConfigError(event.payload.message)
         raise RuntimeError(event.payload.traceback)
-    return event.payload
 
 
 def try_call(pool: Pool, kind: str, payload: Any, *, seconds: float) -> tuple[Any, str]:
@@ -163,13 +193,18 @@ def try_call(pool: Pool, kind: str, payload: Any, *, seconds: float) -> tuple[An
     return event.payload, ""
 
 
-def _answer(pool: Pool, kind: str, payload: Any, *, seconds: float) -> Event:
+def _answer(pool: Pool, kind: str, payload: Any, *, seconds: float, hear: Callable[[Any], None] | None = None) -> Event:
+    """How the task ended. What it says on its way goes to `hear`, and gives it as many seconds again."""
     pool.fill(1)
     worker = pool.free()[0]
     worker.do(kind, payload, task=kind)
     deadline = time.monotonic() + seconds
     while True:
         for event in pool.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
+            if event.kind == "record" and hear:
+                hear(event.payload)
+                deadline = time.monotonic() + seconds
+                continue
             event.worker.task = None
             return event
         if time.monotonic() > deadline and not worker.ended:

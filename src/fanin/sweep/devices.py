@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fanin.errors import require, unknown
+from fanin.ranges import is_whole
 from fanin.sweep.checks import call
 from fanin.sweep.pool import Pool as AnyPool
 from fanin.sweep.workers import Pool
@@ -27,7 +28,7 @@ def open_pool(hardware: Mapping[str, Any]) -> Pool:
 def check_hardware(hardware: Mapping[str, Any]) -> None:
     for key in ("threads", "workers"):
         value = hardware[key]
-        whole = (isinstance(value, int) and value >= 1) or (key == "workers" and value == "auto")
+        whole = is_whole(value, least=1) or (key == "workers" and value == "auto")
         require(whole, f"hardware.{key}", "must be a whole number >= 1" + " or auto" * (key == "workers"), value)
     if hardware["cluster"] not in CLUSTERS:
         raise unknown("hardware.cluster", hardware["cluster"], CLUSTERS)

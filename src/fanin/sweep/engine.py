@@ -233,6 +233,8 @@ def exit_code(tally: Tally, *, new: bool = False) -> int:
     over."""
     for name, why in list(tally.failures.items())[:SHOWN]:
         print(f"fanin: {name} failed: {why}", file=sys.stderr)
+    if len(tally.failures) > SHOWN:
+        print(f"fanin: and {len(tally.failures) - SHOWN} more failed", file=sys.stderr)
     if tally.ended == INTERRUPTED:
         without = " without --new" * new
         print(f"fanin: interrupted; the same command{without} goes on from here", file=sys.stderr)

@@ -42,6 +42,8 @@ def build_pruner(
     require(objectives == 1, KEY, rule, f"{objectives} objectives")
     if name in REQUIRED:
         require(REQUIRED[name] in options, f"{KEY}.{REQUIRED[name]}", f"{name} needs it", None)
+    given = name != "threshold" or {"lower", "upper"} & options.keys()
+    require(given, KEY, f"threshold needs one: {KEY}.lower=0.2, or upper", None)
     if name == "wilcoxon":
         _check_replicates(options.get("p_threshold", 0.1), replicates=replicates)
     else:
@@ -76,7 +78,7 @@ def _patient(*, patience: int, min_delta: float = 0.0, wrapped: BasePruner | Non
 
 
 def _check_steps(name: str, options: Mapping[str, Any], *, steps: int | None) -> None:
-    rule = f"{name} judges intermediate values, and a trial reports none; use hydra/sweeper/pruner=none"
+    rule = f"{name} judges a run by its epochs, and stops none in its last: it needs epochs=2 or more, or take none"
     require(steps and steps >= 2, KEY, rule, f"{steps or 0} epochs")
     assert steps is not None
     for option in COUNTING:

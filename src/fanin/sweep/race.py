@@ -31,6 +31,7 @@ from functools import lru_cache
 from statistics import fmean, variance
 
 from fanin.errors import require
+from fanin.ranges import is_whole
 
 Values = Mapping[str, Mapping[int, float]]
 
@@ -98,9 +99,10 @@ def decide(
 
 def check(*, confidence: float, min_replicates: int, max_replicates: int) -> None:
     """Refuse (ConfigError) settings under which no race can be run."""
-    require(0.5 <= confidence < 1, "study.racing.confidence", "must be from 0.5 to below 1", confidence)
-    rule = "a paired interval needs at least 2 replicates"
-    require(min_replicates >= 2, "study.racing.min_replicates", rule, min_replicates)
+    fits = type(confidence) is float and 0.5 <= confidence < 1
+    require(fits, "study.racing.confidence", "must be a number from 0.5 to below 1", confidence)
+    rule = "must be a whole number >= 2, for a paired interval"
+    require(is_whole(min_replicates, least=2), "study.racing.min_replicates", rule, min_replicates)
     rule = f"must be at least min_replicates ({min_replicates})"
     require(max_replicates >= min_replicates, "study.racing.max_replicates", rule, max_replicates)
 

@@ -14,8 +14,10 @@ from fanin.sweep import grammar, preflight, race
 from fanin.sweep.compose import Composer
 from fanin.sweep.keys import check_version
 from fanin.sweep.profiles import FULL
-from fanin.sweep.study import Budget, Study, hash_of, objectives
+from fanin.sweep.space import bare
+from fanin.sweep.study import Budget, Study, decides, hash_of, objectives
 
+LONGEST_NAME = 200  # bytes: file systems take 255, and --new puts a folder aside with the time in its name
 ON_DIVERGENCE = ("continue", "stop")
 SHAPES: dict[str, tuple[type, str]] = {
     "name": (str, "a word"),
@@ -27,6 +29,12 @@ SHAPES: dict[str, tuple[type, str]] = {
     "when": (Mapping, "{optimizer.momentum: {optimizer: [momentum]}}"),
     "criteria": (list, "[{id: he_trains, says: ..., metric: test/accuracy, bound: '>= 0.8'}]"),
     "profiles": (Mapping, "{smoke: [epochs=1, data.n_train=500]}"),
+}
+INSTEAD = {  # of sweeping what changes no run
+    "replicate": "study.replicates=3 trains every variant under 3 seeds",
+    "study": "it holds for the whole study",
+    "hardware": "choose one (hardware.precision alone can be swept)",
+    "data": "datasets are compared as choices of their own: data=a,b",
 }
 RACING = {"min_replicates": 3, "confidence": 0.95}
 
@@ -88,10 +96,19 @@ def read_study(
         warm_start=declared["warm_start"],
         profile=profile,
     )
+    check_axes(study)
     check_study(study)
     criteria = parse_criteria(declared["criteria"], profile=profile, replicates=study.replicates)
     study = replace(study, criteria=criteria)
     return study if study.name else replace(study, name=f"adhoc-{hash_of(study.identity())}")
+
+
+def check_axes(study: Study) -> None:
+    """Refuse an axis that changes no run: all its values would be one variant. Raises ConfigError."""
+    for key in (bare(key) for axis in study.space.axes for key in axis.keys):
+        group = key.partition(".")[0]
+        way = INSTEAD.get(group, "choose one value")
+        require(decides(key), key, f"changes no number of a run, and cannot be swept; {way}", "several values")
 
 
 def check_shapes(declared: Mapping[str, Any]) -> None:
@@ -108,8 +125,7 @@ def check_shapes(declared: Mapping[str, Any]) -> None:
 def check_study(study: Study) -> None:
     """Raise ConfigError for a study that cannot be run as it is."""
     require(is_whole(study.replicates, least=1), "study.replicates", "must be a whole number >= 1", study.replicates)
-    named = "/" not in study.name and not study.name.startswith(".")
-    require(named, "study.name", "must name a folder", study.name)
+    _check_name(study)
     _check_choices(study)
     grid = study.sampler["name"] == "grid"
     _check_kind(study, grid=grid)
@@ -118,6 +134,15 @@ def check_study(study: Study) -> None:
     require(grid or study.space.axes, "hydra.sweeper.params", rule, None)
     if not grid or study.pruner:
         check_search(study)
+
+
+def _check_name(study: Study) -> None:
+    """A study has a folder of its name."""
+    name = study.name
+    fits = "/" not in name and name.strip(" ") == name and not name.startswith(".")
+    fits = fits and name.isprintable() and len(name.encode()) <= LONGEST_NAME
+    rule = f"names a folder: printable characters but /, {LONGEST_NAME} bytes at most, no dot or space at its ends"
+    require(fits, "study.name" if study.own else "hydra.sweeper.study", rule, name)
 
 
 def _check_choices(study: Study) -> None:

@@ -51,6 +51,8 @@ OPTIONS: dict[str, dict[str, type]] = {
     },
 }
 
+LEAST = {"n_startup_trials": 0, "n_ei_candidates": 1, "popsize": 4}  # Optuna fails in mid-search on less
+
 # A sampler that models all axes together cannot model one that is sometimes absent; Optuna would silently
 # draw such an axis at random. TPE can: it groups the trials by the axes they have.
 CONDITIONAL = ("grid", "random", "tpe")
@@ -66,6 +68,9 @@ def check_sampler(sampler: Mapping[str, Any], space: Space, *, objectives: int, 
     name, options = sampler["name"], check_options(KEY, sampler, OPTIONS)
     rule = "must be at least 1 (the most recent trials that TPE looks at, beside the best), or null: all of them"
     require(options.get("window", 1) >= 1, f"{KEY}.window", rule, options.get("window"))
+    for option, least in LEAST.items():
+        value = options.get(option, least)
+        require(value >= least, f"{KEY}.{option}", f"must be at least {least}, or null: Optuna's default", value)
     if name not in CONDITIONAL:
         axis = next((axis for axis in space.axes if axis.when), None)
         rule = f"{name} needs every axis in every trial; use hydra/sweeper=tpe, or drop the condition of"

@@ -33,6 +33,15 @@ NOT_IDENTITY = {
 WHERE_DATA_LIE = ("root", "download")
 
 
+def decides(key: str) -> bool:
+    """Whether a key of the configuration can change a run's numbers: what cannot is no axis."""
+    group, _, name = key.partition(".")
+    rule = NOT_IDENTITY.get(group, False)
+    if group == "data":
+        return name not in WHERE_DATA_LIE
+    return name in rule if isinstance(rule, set) else not rule
+
+
 @dataclass(frozen=True)
 class Objective:
     """What a run is judged by: the final value of `metric`."""
@@ -281,7 +290,7 @@ def _short(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return "-".join(_short(v) for v in value)
-    return str(value)
+    return text_of(value)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from fanin.criteria.judge import Verdict, overall
 from fanin.leaderboard import lead, leaderboard, render, render_markdown
 from fanin.sweep import diagnoses, factors
 from fanin.sweep.folder import Outcome
+from fanin.sweep.grammar import text_of
 from fanin.sweep.plan import Planned, value_of
 from fanin.sweep.schedule import INTERRUPTED, Tally
 from fanin.sweep.search import Search
@@ -101,7 +102,8 @@ def frame(planned: Iterable[Planned], study: Study) -> pandas.DataFrame:
 
 def _row(one: Planned, result: Outcome, study: Study) -> dict[str, Any]:
     shown = one.variant.shown
-    values = {key: str(value) if isinstance(value, list) else value for key, value in shown.items()}
+    values = {key: text_of(value) if isinstance(value, Mapping) else value for key, value in shown.items()}
+    values = {key: str(value) if isinstance(value, list) else value for key, value in values.items()}
     metrics = {o.metric: result.metrics.get(o.metric, math.nan) for o in study.objectives}
     return {
         "variant": one.variant.key,
@@ -150,8 +152,9 @@ def _front_lines(study: Study, front: Sequence[Scored]) -> list[str]:
     names = [objective.metric for objective in study.objectives]
     cells = [[*(f"{score:.4g}" for score in point.scores), point.overrides] for point in front]
     widths = [max(len(row[i]) for row in [names, *cells]) for i in range(len(names))]
+    count = "1 point" if len(front) == 1 else f"{len(front)} points"
     directions = ", ".join(f"{o.metric}: {o.direction}" for o in study.objectives)
-    lines = [f"Pareto front ({directions}): {len(front)} points that no other one beats in everything", ""]
+    lines = [f"Pareto front ({directions}): {count} that no other one beats in everything", ""]
     for row in [[*names, ""], *cells]:
         numbers = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
         lines.append("  ".join(["", *numbers, row[-1]]).rstrip())

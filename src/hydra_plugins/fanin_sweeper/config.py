@@ -46,8 +46,8 @@ PRUNERS: dict[str, dict[str, Any]] = {
 @dataclass
 class FaninSweeperConfig:
     """`params` is the space, in Hydra's override grammar. The search ends with `max_trials` trials (in all, also
-    across resumes; a grid ends by itself), after `timeout` seconds, with `max_epochs` epochs trained in this
-    session, or when the metric reaches `target`: whichever comes first.
+    across resumes; a grid ends by itself), after `timeout` seconds, with `max_epochs` epochs trained (in
+    all, too), or when the metric reaches `target`: whichever comes first.
 
     The fields from `study` on are for programs other than fanin, whose study file and `hardware` group say the
     same: `study` names it (default: the program's name), `direction` is minimize or maximize, one or a list;
