@@ -22,31 +22,39 @@ from figures import Figure, judge, project, sweep
 
 from fanin import run, shipper
 from fanin.sweep import delivery, devices, schedule
+from fanin.train import EpochRecord
+from fanin.training import Training
 
 BOUND = 0.15  # CPU seconds a run
 FLAT = 1.2
 CLOCKS = "clocks"  # a folder: one file a worker
 
 
-class TimedTrainer(run.Trainer):
-    """A worker that writes down its CPU time so far, in all and in `fit`."""
+class TimedTraining(Training):
+    """Counts its CPU time in `fit`, of all runs of a worker."""
 
-    training = 0.0
+    seconds = 0.0
 
-    def __call__(self, kind: str, payload: Any, channel: Any) -> Any:
-        answer = super().__call__(kind, payload, channel)
-        Path(CLOCKS, str(os.getpid())).write_text(f"{time.process_time()} {self.training}")
-        return answer
-
-    def _fit(self, *arguments: Any, **options: Any) -> Iterator[Any]:
-        records = super()._fit(*arguments, **options)
+    def epochs(self) -> Iterator[EpochRecord]:
+        records = super().epochs()
         while True:
             began = time.process_time()
             record = next(records, None)
-            self.training += time.process_time() - began
+            TimedTraining.seconds += time.process_time() - began
             if record is None:
                 return
             yield record
+
+
+class TimedTrainer(run.Trainer):
+    """A worker that writes down its CPU time so far, in all and in `fit`."""
+
+    training = TimedTraining
+
+    def __call__(self, kind: str, payload: Any, channel: Any) -> Any:
+        answer = super().__call__(kind, payload, channel)
+        Path(CLOCKS, str(os.getpid())).write_text(f"{time.process_time()} {TimedTraining.seconds}")
+        return answer
 
 
 @dataclass

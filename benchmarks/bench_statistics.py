@@ -28,6 +28,7 @@ from fanin.run import Trainer
 from fanin.stats import LayerStats
 from fanin.sweep.compose import Composer
 from fanin.sweep.launch import OWN_CONFIG, project_loader
+from fanin.training import epochs_of
 
 EPOCHS = 10  # of conf/config.yaml
 
@@ -91,7 +92,7 @@ def epochs(trainer: Trainer, case: Case) -> Iterator[tuple[float, float]]:
     split = trainer._split(config)
     parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
     began, _ = time.thread_time(), spent.clear()
-    for _ in trainer._fit(config, parts, split, progress=Progress(), epochs=case.epochs):
+    for _ in epochs_of(config, parts, split, progress=Progress(), epochs=case.epochs):
         yield time.thread_time() - began - sum(spent), sum(spent)
         began, _ = time.thread_time(), spent.clear()
 

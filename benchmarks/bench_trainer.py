@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 from fanin.run import Trainer
 from fanin.sweep import delivery, devices
+from fanin.train import EpochRecord
+from fanin.training import Training
 
 BATCH, LR, IMAGES, VAL = 100, 1e-3, 60_000, 5000
 TRAINED = IMAGES - VAL
@@ -37,21 +39,24 @@ CLOCK = Path("clock")
 RUN = ["model=mlp", "hardware=cpu", "hardware.workers=1", f"batch_size={BATCH}", f"data.val={VAL}", "data=own"]
 
 
-class TimedTrainer(Trainer):
-    """A worker that writes down, as JSON, its CPU seconds in each epoch, and those of the leanest loop."""
+class TimedTraining(Training):
+    """Writes down, as JSON, its CPU seconds in each epoch, and those of the leanest loop."""
 
-    def _fit(self, *arguments: Any, **options: Any) -> Iterator[Any]:
-        root = Path(arguments[0]["data"]["path"])
-        leanest = lean(root, count=len(arguments[2].train))
+    def epochs(self) -> Iterator[EpochRecord]:
+        leanest = lean(Path(self.config["data"]["path"]), count=len(self.split.train))
         clock: dict[str, list[float]] = {"ours": [], "lean": []}
         began = time.process_time()
-        for record in super()._fit(*arguments, **options):
+        for record in super().epochs():
             yield record  # now it is written down, sent and judged, and a checkpoint is saved
             if record.epoch > 0:
                 clock["ours"].append(time.process_time() - began)
                 clock["lean"].append(next(leanest))
             began = time.process_time()
         CLOCK.write_text(json.dumps(clock))
+
+
+class TimedTrainer(Trainer):
+    training = TimedTraining
 
 
 def main() -> int:

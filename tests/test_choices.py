@@ -14,6 +14,7 @@ from fanin.build import build
 from fanin.checkpoint import Progress
 from fanin.evaluation import evaluate
 from fanin.run import Trainer
+from fanin.training import epochs_of
 
 CONF = Path(__file__).parent.parent / "conf"
 REGULARIZERS = sorted(path.stem for path in (CONF / "regularization").glob("*.yaml"))
@@ -26,7 +27,7 @@ def one_epoch(config: dict, trainer: Trainer) -> tuple[dict[str, float], Tensor]
     split = trainer._split(config)
     parts = build(config, shape=split.images.shape[1:], device="cpu", train_size=len(split.train))
     progress = Progress()
-    records = list(trainer._fit(config, parts, split, progress=progress, epochs=1))
+    records = list(epochs_of(config, parts, split, progress=progress, epochs=1))
     parts.model.load_state_dict(progress.weights(parts.model))
     return records[0].metrics, nn.utils.parameters_to_vector(parts.model.parameters()).detach()
 

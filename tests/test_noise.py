@@ -20,7 +20,7 @@ from fanin.comparison import compare_runs
 from fanin.errors import ConfigError
 from fanin.leaderboard import leaderboard
 from fanin.randomness import Streams, check_seeds
-from fanin.sweep.study import identity_of
+from fanin.sweep.identity import identity_of
 
 
 def crossed(sd: dict[str, float], *, count: int, rest: float, rng: numpy.random.Generator) -> pandas.DataFrame:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from fanin.errors import ConfigError
+from fanin.sweep.identity import difference
 from fanin.sweep.launch import OWN_CONFIG, project_loader
 from fanin.sweep.reading import Settings, read_study
-from fanin.sweep.study import Budget, Study, difference, objectives
+from fanin.sweep.study import Budget, Study, objectives
 
 Read = Callable[..., Study]
 

@@ -34,6 +34,8 @@ from fanin.training import Channel, Training, epochs_of
 class Trainer:
     """A worker's handler: checks configurations, trains runs, and keeps prepared data from one to the next."""
 
+    training = Training  # or one that also measures itself
+
     def __init__(self, *, threads: int) -> None:
         torch.set_num_threads(threads)
         keep_freed_memory()
@@ -142,7 +144,7 @@ class Trainer:
         config = payload["spec"]["config"]
         split = self._split(config, dataset=payload.get("dataset"))
         parts = build(config, shape=split.images.shape[1:], device=split.images.device, train_size=len(split.train))
-        return Training(config, parts, split, Path(payload["folder"]), log, channel, self._environment)
+        return self.training(config, parts, split, Path(payload["folder"]), log, channel, self._environment)
 
     def _split(self, config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> data.Split:
         """The run's data: `dataset`, if it was sent here, else read by the loader the configuration names."""

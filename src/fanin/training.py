@@ -67,8 +67,7 @@ class Training:
         elif stopped := self._initialize():
             return self._end("KILLED", stopped)
         normed = has_batch_norm(self.parts.model)
-        epochs = self.config["epochs"]
-        for record in epochs_of(self.config, self.parts, self.split, progress=self.progress, epochs=epochs):
+        for record in self.epochs():
             new = self._record(record, usage)
             history[record.epoch :], last = [record.metrics], record
             seen = {key: record.metrics[key] for key in watched if key in record.metrics}
@@ -90,6 +89,10 @@ class Training:
             reason = self.progress.ended
         classes = Classes(*class_counts(self.split, last.predicted)) if last else None
         return self._conclude(reason, diagnose(history, classes=classes, batch_norm=normed))
+
+    def epochs(self) -> Iterator[EpochRecord]:
+        epochs = self.config["epochs"]
+        return epochs_of(self.config, self.parts, self.split, progress=self.progress, epochs=epochs)
 
     def _initialize(self) -> str | None:
         """Call an initializer of whole models and record its curves. Its time counts as training. Says why the

@@ -13,9 +13,10 @@ from fanin.folders import MEMORY
 from fanin.sweep.channel import Failure
 from fanin.sweep.claims import metrics_of
 from fanin.sweep.display import waiting
+from fanin.sweep.identity import hash_of
 from fanin.sweep.pool import Event, Pool
 from fanin.sweep.space import DISCRETE, Axis, Condition, bare
-from fanin.sweep.study import Study, Variant, hash_of
+from fanin.sweep.study import Study, Variant
 
 SHOWN = 5  # complaints shown when many configurations are refused
 CHECK_PATIENCE = 60.0  # seconds to build one configuration, its data read for the first time included

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from fanin import exits
-from fanin.folders import MEMORY, Folder, declare_study
+from fanin.folders import Folder, declare_study
 from fanin.provenance import git_commit, versions
 from fanin.shared.keeper import Keeper
 from fanin.sweep import preflight
@@ -104,7 +104,7 @@ def _run(
     flown: preflight.Flown | None = None,
 ) -> int:
     """Take hold of the study, do what is missing, and say what came of it. `listed`: a grid's variants."""
-    path = project / MEMORY / study.name
+    path = study.folder(project)
     with ExitStack() as held:
         state = held.enter_context(open_state(study, path))
         if aside := state.settle(new=options.new):

@@ -21,7 +21,7 @@ from fanin import spool
 from fanin.errors import ConfigError
 from fanin.folders import Folder, read_json, write_json, write_whole
 from fanin.spool import Spool, SpoolBusy
-from fanin.sweep.study import check_extension, difference, obstacles
+from fanin.sweep.identity import check_extension, difference, obstacles
 
 
 @dataclass(frozen=True)

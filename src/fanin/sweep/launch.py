@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 from fanin import exits
 from fanin.errors import ConfigError, require
 from fanin.sweep import engine, grammar
-from fanin.sweep.compose import Composer, friendly_errors
+from fanin.sweep.complaints import friendly_errors
+from fanin.sweep.compose import Composer
 from fanin.sweep.engine import Options
 from fanin.sweep.profiles import with_profile
 from fanin.sweep.reading import Settings, read_study

@@ -14,8 +14,9 @@ from fanin.folders import write_json
 from fanin.sweep.checks import here, try_call
 from fanin.sweep.display import waiting
 from fanin.sweep.folder import StudyFolder
+from fanin.sweep.identity import hash_of
 from fanin.sweep.pool import Pool
-from fanin.sweep.study import Study, Variant, hash_of
+from fanin.sweep.study import Study, Variant
 
 MODES = ("warn", "skip", "off")
 FLOWN = 100  # different initial networks; to fly more would hold up the first epoch

@@ -13,8 +13,9 @@ from fanin.sweep import preflight
 from fanin.sweep.checks import call, here
 from fanin.sweep.display import clock, fit, waiting
 from fanin.sweep.folder import outcome
+from fanin.sweep.identity import hash_of
 from fanin.sweep.pool import Pool
-from fanin.sweep.study import Study, Variant, hash_of
+from fanin.sweep.study import Study, Variant
 from fanin.tracking import TrackingDown, TrackingRefused
 
 LISTED = 40  # variants

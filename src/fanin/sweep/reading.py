@@ -12,10 +12,11 @@ from fanin.errors import require, unknown
 from fanin.ranges import is_whole
 from fanin.sweep import grammar, preflight, race
 from fanin.sweep.compose import Composer
+from fanin.sweep.identity import decides, hash_of
 from fanin.sweep.keys import check_version
 from fanin.sweep.profiles import FULL
 from fanin.sweep.space import bare
-from fanin.sweep.study import Budget, Study, decides, hash_of, objectives
+from fanin.sweep.study import Budget, Study, objectives
 
 LONGEST_NAME = 200  # bytes: file systems take 255, and --new puts a folder aside with the time in its name
 ON_DIVERGENCE = ("continue", "stop")

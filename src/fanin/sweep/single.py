@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fanin import exits
-from fanin.folders import MEMORY
 from fanin.sweep.checks import check, check_ground, check_tracking, fetch
 from fanin.sweep.delivery import flush, shipping
 from fanin.sweep.devices import crew, open_pool, size_pool
@@ -38,7 +37,7 @@ def train(study: Study, *, options: Options, project: Path, called: str = "") ->
 
 
 def _train(study: Study, one: Variant, pool: Pool, *, options: Options, project: Path, called: str) -> int:
-    folder = StudyFolder(project / MEMORY / study.name)
+    folder = StudyFolder(study.folder(project))
     declare(study, folder, project, command=options.command)
     job = plan_job(study, one, one.composition.config["replicate"], folder, again=stamp(), called=called)
     folder.bury()

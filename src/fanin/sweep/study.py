@@ -1,11 +1,9 @@
 """A study: one question, its space, and the identities that make resuming safe.
 
 A variant is identified by a hash of its resolved configuration, so the same point reached through other
-overrides is the same variant. A study is identified by its resolved question; `difference` says what changed.
+overrides is the same variant. A study is identified by its resolved question (identity.py).
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,33 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from fanin.criteria.grammar import Criterion
-from fanin.description import leaves
-from fanin.errors import ConfigError, require, unknown
+from fanin.errors import require, unknown
+from fanin.folders import MEMORY
 from fanin.sweep.compose import Composer, Composition
 from fanin.sweep.grammar import text_of
+from fanin.sweep.identity import hash_of, identity_of
 from fanin.sweep.space import Space
 from fanin.tracking import without_secrets
 
 ABSENT = object()
-
-# What does not change the numbers a run is asked for: who runs it, where, and how it is watched.
-NOT_IDENTITY = {
-    "replicate": True,
-    "study": True,
-    "profile": True,  # what it changes is in the configuration
-    "tracking": True,
-    "hardware": {"precision"},  # all but these
-}
-WHERE_DATA_LIE = ("root", "download")
-
-
-def decides(key: str) -> bool:
-    """Whether a key of the configuration can change a run's numbers: what cannot is no axis."""
-    group, _, name = key.partition(".")
-    rule = NOT_IDENTITY.get(group, False)
-    if group == "data":
-        return name not in WHERE_DATA_LIE
-    return name in rule if isinstance(rule, set) else not rule
 
 
 @dataclass(frozen=True)
@@ -178,7 +158,7 @@ class Study:
         }
 
     def folder(self, project: Path) -> Path:
-        return project / ".fanin" / self.name
+        return project / MEMORY / self.name
 
     def identity(self) -> dict[str, Any]:
         """The resolved question: what a resumed sweep must find unchanged."""
@@ -186,7 +166,7 @@ class Study:
             "metric": [o.metric for o in self.objectives],
             "direction": [o.direction for o in self.objectives],
             "space": {axis.key: axis.text for axis in self.space.axes},
-            "sampler": {key: value for key, value in self.sampler.items() if key not in MEMORY},
+            "sampler": {key: value for key, value in self.sampler.items() if key not in PAST},
             "pruner": dict(self.pruner) if self.pruner else None,
             "racing": dict(self.racing) if self.racing else None,
             "replicates": self.replicates,
@@ -197,7 +177,7 @@ class Study:
         }
 
 
-MEMORY = ("window",)  # options of a sampler that say how much of its past it looks at: they change no question
+PAST = ("window",)  # options of a sampler that say how much of its past it looks at: they change no question
 PLAIN = [f"{part}/{what}" for part in ("train", "val", "test") for what in ("loss", "accuracy")] + ["seconds"]
 LAYERED = ("weight", "grad", "update", "activation", "signal")  # of a layer: build.py knows which there are
 BETTER = {"accuracy": "maximize", "loss": "minimize", "seconds": "minimize"}
@@ -226,30 +206,6 @@ def _direction(metric: str, wanted: Any) -> str:
     rule = f"{metric} is better the other way ({better}, or null)"
     require(better in (None, wanted), "study.direction", rule, wanted)
     return str(wanted)
-
-
-def identity_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved configuration that decides a run's numbers."""
-    kept: dict[str, Any] = {}
-    for key, value in config.items():
-        rule = NOT_IDENTITY.get(key)
-        if rule is True:
-            continue
-        if isinstance(rule, set):
-            value = {k: v for k, v in value.items() if k in rule}
-        if key == "seeds":  # those that are the replicate's anyway change nothing
-            value = {k: v for k, v in value.items() if v is not None}
-            if not value:
-                continue
-        if key == "data":
-            value = {k: v for k, v in value.items() if k not in WHERE_DATA_LIE}
-        kept[key] = value
-    return kept
-
-
-def hash_of(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 @dataclass(frozen=True)
@@ -291,26 +247,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return "-".join(_short(v) for v in value)
     return text_of(value)
-
-
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lines "key: old -> new" for every leaf that differs."""
-    before, after = dict(leaves(old)), dict(leaves(new))
-    keys = sorted({k for k in {*before, *after} if before.get(k) != after.get(k)})
-    return [f"{k}: {before.get(k, '(absent)')} -> {after.get(k, '(absent)')}" for k in keys]
-
-
-def check_extension(old: Mapping[str, Any], new: Mapping[str, Any], *, flag: str = "--extend") -> None:
-    """Raise ConfigError, with the lines in the way, for what is no extension."""
-    blocked = obstacles(old, new)
-    if blocked:
-        raise ConfigError(f"{flag} adds points and replicates; this changes more:\n  " + "\n  ".join(blocked))
-
-
-def obstacles(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """An extension may add points and replicates, nothing else: the lines of the difference that are more."""
-    free = ("space", "replicates", "racing", "sampler.")
-    blocked = [line for line in difference(old, new) if not line.startswith(free)]
-    if new["replicates"] < old["replicates"]:
-        blocked.append(f"replicates: {old['replicates']} -> {new['replicates']} (can only grow)")
-    return blocked
