@@ -28,6 +28,7 @@ from recorded import new_database, wait_until
 from fanin import spool
 from fanin.app import main
 from fanin.sweep.folder import StudyFolder, archive, outcome
+from fanin.sweep.schedule import GRACE
 
 MODELS = '''
 
@@ -247,7 +248,7 @@ def test_a_run_whose_worker_died_goes_on_from_its_checkpoint_and_without_one_fro
 def test_what_does_not_stop_in_time_is_killed_and_a_second_ctrl_c_does_not_wait(project, launch):
     write_study(project, replicates=1)
     endless = ("sweep", "faults", "model=softmax", "model._target_=mine.Endless", "tracking=none")
-    for signals, seconds in ((1, 10), (2, 2)):
+    for signals, seconds in ((1, 30), (2, GRACE)):
         command = launch(project, *endless)
         wait_until(lambda c=command: len(list(open_runs(project))) == 2 or not c.running, seconds=60)
         began = time.monotonic()
