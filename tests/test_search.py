@@ -285,3 +285,13 @@ def test_an_extended_space_keeps_the_trials_and_a_changed_one_is_refused(tmp_pat
     with pytest.raises(ConfigError, match="lies outside the new space"):
         open_search(tmp_path, {"a": "3,4", "x": "interval(0,2)", "new": "p,q"}, extend=True)
     assert open_search(tmp_path, after).asked == 17
+
+
+def test_optuna_writes_nothing_into_the_display_of_a_search(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    optuna.logging.enable_propagation()
+    try:
+        run(open_search(tmp_path, NUMBERS), 2)
+        optuna.logging.get_logger("optuna._gp.batched_lbfgsb").warning("The 'greenlet' package is unavailable")
+    finally:
+        optuna.logging.disable_propagation()
+    assert not caplog.records

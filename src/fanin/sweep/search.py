@@ -61,7 +61,8 @@ class Search:
         journal of a smaller space is taken over. Raises ConfigError for everything that does not fit
         together.
         """
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # What a user must know, we say; Optuna's hints, of packages that would be faster, would tear the display.
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.seed = space, seed
         self.sampler, self.directions = dict(sampler), tuple(directions)
         check_sampler(sampler, space, objectives=len(self.directions), seed=seed)
