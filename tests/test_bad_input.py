@@ -370,17 +370,19 @@ def test_a_configuration_that_ends_its_worker_is_named_beside_those_that_are_jus
     users_project, capsys, monkeypatch
 ):
     monkeypatch.setattr("fanin.sweep.checks.CHECK_PATIENCE", 2.0)
-    for name in ("crash", "leave", "never_end"):
-        (users_project / f"conf/initializer/{name}.yaml").write_text(f"_target_: users.{name}\nbias: zeros\n")
+    targets = "users.crash,users.leave,users.never_end,fanin.initializers.zeros"
     message = refused(
         capsys,
-        *("train", "-m", "initializer=zeros,crash,leave,never_end,ones", "batch_size=0,100", "hardware.patience=0"),
-        *("model=softmax", "data=digits", "data.n_train=100"),
+        *("train", "-m", "initializer=zeros", f"initializer._target_={targets}", "batch_size=0,100"),
+        *("model=softmax", "data=digits", "data.n_train=100", "hardware.patience=0"),
     )
-    assert "built it: killed by SIGABRT (crash in native code)\n    in initializer=crash batch_size=100" in message
-    assert "built it: left with exit code 3\n    in initializer=leave batch_size=100" in message
-    assert "built it: not done after 2 s\n    in initializer=never_end batch_size=100" in message
-    assert "batch_size: must be a whole number >= 1, got 0\n    in 5 variants" in message
+    for name, why in {
+        "crash": "killed by SIGABRT (crash in native code)",
+        "leave": "left with exit code 3",
+        "never_end": "not done after 2 s",
+    }.items():
+        assert f"the worker that built it: {why}\n    in initializer._target_=users.{name} batch_size=100" in message
+    assert "batch_size: must be a whole number >= 1, got 0\n    in 4 variants" in message
 
 
 def test_messages_are_one_line_unless_several_configurations_are_wrong(users_project, capsys):
