@@ -27,7 +27,7 @@ def blaming(key: str, function: Callable[..., Any]) -> Iterator[None]:
         raise ConfigError(f"{key}: {label(function)} raised {describe(error)}") from error
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """The exception in one line, with the last line of the project's own code that it passed."""
     text = " ".join(str(error).split())
     here = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]

@@ -11,6 +11,7 @@ import torch._dynamo  # an optimizer's first step imports it: here, the fork ser
 from torch import nn
 
 from fanin import data, initializers, preflight
+from fanin.blame import describe
 from fanin.build import (
     build,
     build_model,
@@ -161,6 +162,6 @@ class Trainer:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    told = isinstance(error, ConfigError) or not isinstance(error, Exception)  # by itself
-    return text if told else f"{type(error).__name__}: {text}"
+    if isinstance(error, Exception) and not isinstance(error, ConfigError):
+        return describe(error)
+    return str(error) or type(error).__name__  # says by itself what it is

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fanin.blame import describe
 from fanin.errors import ConfigError
 
 LONGEST_TRACEBACK = 8000  # characters
@@ -160,8 +161,7 @@ def _work(handler: Callable[..., Any], channel: Channel, *, kind: str, payload: 
 
 def describe_failure(error: BaseException) -> Failure:
     memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
-    text = str(error) or type(error).__name__
-    message = text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
+    message = str(error) if isinstance(error, ConfigError) else describe(error)
     return Failure(
         message=message,
         traceback="".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:],

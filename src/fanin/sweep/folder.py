@@ -73,18 +73,19 @@ class StudyFolder:
         identity: Mapping[str, Any],
         *,
         extend: bool,
-        flags: tuple[str, str] = ("--extend", "--new"),
+        flags: tuple[str, str, str] = ("--extend", "--new", "study.name=..."),
         points: Collection[str] | None = None,
     ) -> None:
         """Check the question against the one the folder holds, or write it down as the first. `flags`: what
-        the user writes to extend the study, and to start over; `points`: the keys of a grid's variants."""
+        the user writes to extend the study, to start over, and to keep both; `points`: the keys of a grid's
+        variants."""
         identity = json.loads(json.dumps(identity, default=str))
         path = self.path / "study.json"
         if path.exists():
             held = json.loads(path.read_text())["identity"]
             changes = difference(held, identity)
             if changes and not extend:
-                ways = [f"{flags[1]} puts its runs aside and starts over"]
+                ways = [f"{flags[1]} puts its runs aside and starts over", f"{flags[2]} keeps both"]
                 if not obstacles(held, identity):
                     ways = [f"{flags[0]} keeps its runs and adds points or replicates", *ways]
                 lines = [f"study {self.path.name!r} holds another question:", *changes, "; ".join(ways)]

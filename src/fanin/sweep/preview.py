@@ -132,7 +132,7 @@ def estimate(study: Study, plan: Mapping[str, Variant], pool: Pool, *, done: int
 
     def cost(config: Mapping[str, Any], kind: str, groups: Sequence[str]) -> float:
         key = hash_of([kind, *(config[group] for group in groups)])
-        if key not in costs:
+        if key not in costs or (kind == "estimate" and not costs[key]):  # of one that diverged at once
             costs[key] = call(pool, kind, here(config))
         return costs[key]
 
@@ -145,9 +145,12 @@ def estimate(study: Study, plan: Mapping[str, Variant], pool: Pool, *, done: int
             except ConfigError as error:
                 return f"unknown until the data are here ({error})"
     count = len(plan) if study.sampler["name"] == "grid" else study.budget.trials or len(plan)
-    seconds = total / len(plan) * (count * study.replicates - done) / pool.size
+    left = count * study.replicates - done
+    if left <= 0:
+        return "nothing is left to train"
+    seconds = total / len(plan) * left / pool.size
     if not seconds:
-        return "nothing is left to train" if done or study.base.config["epochs"] else "no training: epochs=0"
+        return "no training: every run diverges at once" if study.base.config["epochs"] else "no training: epochs=0"
     threads = study.base.config["hardware"]["threads"]
     return f"about {clock(seconds)} of training by {_count(pool.size, 'worker')} of {_count(threads, 'thread')}"
 

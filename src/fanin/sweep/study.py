@@ -90,11 +90,11 @@ class Study:
         return {"max_replicates": self.replicates, **self.racing} if self.racing else None
 
     @property
-    def flags(self) -> tuple[str, str]:
-        """What the user writes to extend the study, and to start it over."""
+    def flags(self) -> tuple[str, str, str]:
+        """What the user writes to extend the study, to start it over, and to keep another one beside it."""
         if self.own:
-            return "--extend", "--new"
-        return "hydra.sweeper.change=extend", "hydra.sweeper.change=new"
+            return "--extend", "--new", "study.name=..."
+        return "hydra.sweeper.change=extend", "hydra.sweeper.change=new", "hydra.sweeper.study=..."
 
     @property
     def stops_diverging(self) -> bool:
