@@ -239,7 +239,7 @@ def test_a_stopped_run_goes_on_to_the_same_end_as_an_uninterrupted_one(project, 
     [
         (RuntimeError("it broke"), "FAILED", "RuntimeError: it broke"),
         (ConfigError("model.width: must be even"), "FAILED", "model.width: must be even"),
-        (KeyError(), "FAILED", "KeyError: KeyError"),
+        (KeyError(), "FAILED", "KeyError"),
         (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
     ],
 )
