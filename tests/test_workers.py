@@ -141,7 +141,7 @@ def test_what_a_task_raises_comes_back_as_a_failure_that_tells_bad_input_and_ful
         marks[failure.message] = (failure.user, failure.memory)
     assert marks == {
         "x: bad": (True, False),
-        "MemoryError: MemoryError": (False, True),
+        "MemoryError": (False, True),
         "RuntimeError: CUDA out of memory": (False, True),
         "KeyError: 'a'": (False, False),
     }
