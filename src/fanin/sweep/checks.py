@@ -1,5 +1,6 @@
 """Before the first run: every planned configuration is built once, in a worker, without memory or training."""
 
+import json
 import math
 import os
 import sys
@@ -13,7 +14,7 @@ from fanin.folders import MEMORY
 from fanin.sweep.channel import Failure
 from fanin.sweep.claims import metrics_of
 from fanin.sweep.display import waiting
-from fanin.sweep.identity import hash_of
+from fanin.sweep.identity import difference, hash_of, identity_of
 from fanin.sweep.pool import Event, Pool
 from fanin.sweep.space import DISCRETE, Axis, Condition, bare
 from fanin.sweep.study import Study, Variant
@@ -67,6 +68,25 @@ def grid_of(study: Study) -> list[Variant]:
     if twins:
         print(f"  the same configuration, run once: {_some(twins, 'points')}")
     return list(distinct.values())
+
+
+def check_held(study: Study, variants: Sequence[Variant], runs: Path) -> None:
+    """Refuse to go on with a grid whose `runs` had other configurations under the same choices: a file of conf/ has
+    changed since, and one table would have both. Raises ConfigError with the difference."""
+    keys = {one.key for one in variants}
+    now = {json.dumps(one.shown, sort_keys=True, default=str): one for one in variants}
+    for path in sorted(runs.glob("*/run.json")):
+        run = json.loads(path.read_text())
+        one = now.get(json.dumps(run["overrides"], sort_keys=True))
+        if run["variant"] in keys or one is None:
+            continue
+        after = json.loads(json.dumps(one.composition.config, default=str))
+        before, after = (identity_of(config) if study.own else config for config in (run["config"], after))
+        head = (
+            f"study {study.name!r} holds another question: {run['name']} was run, and its choices have changed since:"
+        )
+        way = f"{study.flags[1]} puts its runs aside and starts over"
+        raise ConfigError("\n  ".join([head, *difference(before, after), way]))
 
 
 def corners(study: Study) -> list[Variant]:

@@ -14,7 +14,7 @@ from fanin.folders import Folder, declare_study
 from fanin.provenance import git_commit, versions
 from fanin.shared.keeper import Keeper
 from fanin.sweep import preflight
-from fanin.sweep.checks import SHOWN, call, check, check_ground, check_tracking, corners, fetch, grid_of
+from fanin.sweep.checks import SHOWN, call, check, check_ground, check_held, check_tracking, corners, fetch, grid_of
 from fanin.sweep.claims import as_tag, expect, settle
 from fanin.sweep.delivery import Shipper, flush, shipping
 from fanin.sweep.devices import crew, open_pool, size_pool
@@ -113,6 +113,7 @@ def _run(
         state.fetch(folder)
         points = None if listed is None else {variant.key for variant in listed}
         folder.admit(study.identity(), extend=options.extend, flags=study.flags, points=points)
+        check_held(study, listed or [], folder.path / "runs")
         state.own()
         folder.bury()
         preflight.store(study, flown, folder)
