@@ -101,7 +101,7 @@ class StudyFolder:
             run = json.loads(path.read_text())
             if points is not None and run["variant"] not in points:
                 raise ConfigError(
-                    f"{flag} adds points and replicates, and this space has no {run['name']!r}, which was run"
+                    f"{flag} adds points and replicates, and this space has no {run['name']!r} as it was run"
                 )
 
     @property
