@@ -178,14 +178,18 @@ def test_a_run_that_kills_every_worker_fails_with_the_reason_and_the_rest_goes_o
     command = launch(project, "sweep", "faults", *choice, "study.preflight=warn")
     assert command.end() == 1, command.output
     ends = {run["overrides"]["model._target_"]: outcome(folder) for folder, run in specifications(project)}
+    lines = (project / "mine.py").read_text().splitlines()
+    places = {text: f"(mine.py, line {1 + number})" for number, line in enumerate(lines) for text in [line.strip()]}
+    glutton = places['raise MemoryError("cannot allocate 640 GiB")']
+    clumsy = places['raise RuntimeError("a bug of the user\'s")']
     assert {model: (end.status, end.reason) for model, end in ends.items()} == {
         "mine.Suicide": ("FAILED", "worker killed by SIGSEGV (crash in native code), 3 times in a row"),
-        "mine.Glutton": ("FAILED", "MemoryError: cannot allocate 640 GiB"),
-        "mine.Clumsy": ("FAILED", "RuntimeError: a bug of the user's"),
+        "mine.Glutton": ("FAILED", f"MemoryError: cannot allocate 640 GiB {glutton}"),
+        "mine.Clumsy": ("FAILED", f"RuntimeError: a bug of the user's {clumsy}"),
         "mine.Net": ("FINISHED", None),
     }
     assert sorted(sum(children(project).values(), [])) == ["FAILED", "FAILED", "FAILED", "FINISHED"]
-    for cause in ("SIGSEGV (crash in native code)", "MemoryError: cannot allocate 640 GiB"):
+    for cause in ("SIGSEGV (crash in native code)", f"MemoryError: cannot allocate 640 GiB {glutton}"):
         tries = [f"{cause}; tried again ({n} of 2)" in command.output for n in (1, 2, 3)]
         assert tries == [True, True, False]
     assert not command.survivors

@@ -138,7 +138,9 @@ def test_what_a_task_raises_comes_back_as_a_failure_that_tells_bad_input_and_ful
         worker.do("fail", error, task="run")
         failure = hear(pool, "failed").payload
         worker.task = None
-        marks[failure.message] = (failure.user, failure.memory)
+        message, _, place = failure.message.partition(" (")
+        assert place.startswith("handlers.py, line ") or failure.user, "where the project's own code failed"
+        marks[message] = (failure.user, failure.memory)
     assert marks == {
         "x: bad": (True, False),
         "MemoryError": (False, True),
@@ -152,7 +154,7 @@ def test_a_handler_that_cannot_be_made_is_a_failure_and_not_a_silence():
     try:
         pool.fill(1)
         pool.free()[0].do("echo", None, task="run")
-        assert hear(pool, "failed").payload.message == "RuntimeError: no such device"
+        assert hear(pool, "failed").payload.message == "RuntimeError: no such device (handlers.py, line 15)"
     finally:
         pool.close()
 
