@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ class Overlay:
     def compose(self, overrides: Any = ()) -> Composition:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         return Composition(config=BASE | {one.key_or_group: one.value() for one in parsed}, choices={})
+
+
+class Edited(Overlay):
+    """A composer whose choice a=2 was edited since: it sets b, too."""
+
+    def compose(self, overrides: Any = ()) -> Composition:
+        made = super().compose(overrides)
+        return replace(made, config=made.config | ({"b": 9} if made.config["a"] == 2 else {}))
 
 
 def make_study(params: Mapping[str, Any], **fields: Any) -> Study:

@@ -3,11 +3,12 @@ seeds, and that a kill at any moment neither loses nor repeats a run."""
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import METRIC, Play, Result, make_study, open_folder
+from plans import METRIC, Edited, Play, Result, make_study, open_folder
 
 from fanin.errors import ConfigError
 from fanin.sweep.adaptive import SearchPlan
@@ -284,3 +285,15 @@ def test_wilcoxon_ends_a_trial_when_its_replicates_are_plainly_worse_than_the_be
     seen = [train({"b": 2}, replicate) for replicate in range(4)]
     (second,) = (trial.scores for trial in plan.search.trials if trial.values["b"] == "2")
     assert second == pytest.approx((sum(seen) / 4,)) and plan.total == 16
+
+
+def test_a_search_whose_choices_were_edited_since_is_refused_and_goes_on_when_they_are_as_they_were(
+    tmp_path: Path,
+) -> None:
+    study = search_study({"a": "1,2", "c": "p,q,r,s"}, trials=8)
+    Play(lambda config, replicate: 0.5).run(open_plan(study, tmp_path), stop=6)
+    with pytest.raises(ConfigError, match=r"(?s)holds another question: a=2 .* was run.*b: 1 -> 9"):
+        open_plan(replace(study, composer=Edited()), tmp_path)
+    plan = open_plan(study, tmp_path)
+    Play(lambda config, replicate: 0.5).run(plan)
+    assert plan.known == 6 and len(plan.search.trials) == 8

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plans import METRIC, Overlay, Play, Result, grid, make_study, open_folder
+from plans import METRIC, Edited, Play, Result, grid, make_study, open_folder
 
 from fanin.errors import ConfigError
 from fanin.sweep import race
 from fanin.sweep.checks import check_held
-from fanin.sweep.compose import Composition
 from fanin.sweep.grid import GridPlan
 from fanin.sweep.planning import open_search
 from fanin.sweep.study import Budget, Study
@@ -256,14 +255,6 @@ def test_a_race_that_was_killed_anywhere_ends_with_the_same_runs(tmp_path: Path)
         assert plan.known == stop
         Play(racing, workers=2).run(plan)
         assert ended(plan) == pytest.approx(ended(whole)) and plan.dropped == whole.dropped
-
-
-class Edited(Overlay):
-    """A composer whose choice a=2 was edited since: it sets b, too."""
-
-    def compose(self, overrides: Any = ()) -> Composition:
-        made = super().compose(overrides)
-        return replace(made, config=made.config | ({"b": 9} if made.config["a"] == 2 else {}))
 
 
 def test_a_choice_that_was_edited_since_its_runs_is_refused_with_what_changed(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fanin.errors import ConfigError
+from fanin.sweep.checks import check_held
 from fanin.sweep.folder import Outcome, StudyFolder
 from fanin.sweep.plan import Job, Planned, Queue, plan_job, result_of, value_of
 from fanin.sweep.search import Search, Trial
@@ -48,9 +49,10 @@ class SearchPlan:
         self._sequential = study.pruner is not None or self._one_by_one
         self._skipped = 0  # runs that an early end of their trial made needless
         left = search.reap()
-        for trial in search.trials:
-            if trial.state in ("complete", "pruned"):
-                self._recall(trial)
+        known = [(trial, compose(trial.values)) for trial in search.trials if trial.state in ("complete", "pruned")]
+        check_held(study, [variant for _, variant in known], folder.path / "runs")
+        for trial, variant in known:
+            self._recall(trial, variant)
         self.known = len(self._ended)
         for trial in [*left, *self._to_retry()]:
             self._adopt(trial)
@@ -114,10 +116,9 @@ class SearchPlan:
         failed = {_identity(t): t for t in self.search.trials if t.state == "failed" and _identity(t) not in done}
         return [trial for t in failed.values() if (trial := self.search.ask(t.values)) is not None]
 
-    def _recall(self, trial: Trial) -> None:
+    def _recall(self, trial: Trial, variant: Variant) -> None:
         """Take in the runs of a trial that an earlier session ended. Replicates that were added since are
         trained, too; what the search was told of the trial stays."""
-        variant = self.compose(trial.values)
         diverged = False
         for replicate in range(self.study.replicates):
             job = plan_job(self.study, variant, replicate, self.folder, number=trial.number, trial=trial.number)

@@ -71,7 +71,7 @@ def grid_of(study: Study) -> list[Variant]:
 
 
 def check_held(study: Study, variants: Sequence[Variant], runs: Path) -> None:
-    """Refuse to go on with a grid whose `runs` had other configurations under the same choices: a file of conf/ has
+    """Refuse to go on with a study whose `runs` had other configurations under the same choices: a file of conf/ has
     changed since, and one table would have both. Raises ConfigError with the difference."""
     keys = {one.key for one in variants}
     now = {json.dumps(one.shown, sort_keys=True, default=str): one for one in variants}
