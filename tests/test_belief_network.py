@@ -6,7 +6,7 @@ import pytest
 import torch
 from initialized import initialize, options_of
 from torch import nn
-from trained import Listener, Trainer, configuration, configurations, train
+from trained import Trainer, configuration, configurations, train
 
 from fanin import data, models, spool
 from fanin.errors import ConfigError
@@ -158,9 +158,8 @@ def test_what_it_cannot_serve_is_refused_before_any_run(project):
     base = [*DIGITS, "initializer=dbn"]
     lists = [[*base, *text.split()] for text in REFUSED]
     good = ["initializer.visible=gaussian data.scale=standard", "model=mlp_deep", "data.scale=none"]
-    complaints = Trainer(threads=1)(
-        "check", configurations(lists + [[*base, *text.split()] for text in good]), Listener()
-    )
+    trainer = Trainer(threads=1)
+    complaints = [trainer.complaint(one) for one in configurations(lists + [[*base, *text.split()] for text in good])]
     for text, complaint, rule in zip(REFUSED, complaints, REFUSED.values(), strict=False):
         assert complaint and re.search(rule, complaint), (text, complaint)
     assert complaints[len(REFUSED) :] == [None] * len(good)

@@ -199,7 +199,7 @@ def test_a_single_variant_races_nobody() -> None:
     ("settings", "message"),
     [
         ({"confidence": 0.3}, "study.racing.confidence"),
-        ({"min_replicates": 1}, "study.racing.min_replicates: a paired interval needs at least 2"),
+        ({"min_replicates": 1}, "study.racing.min_replicates: must be a whole number >= 2, for a paired interval"),
         ({"min_replicates": 5, "max_replicates": 4}, "study.racing.max_replicates: must be at least"),
     ],
 )

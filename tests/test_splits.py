@@ -80,7 +80,7 @@ def test_floats_outside_the_unit_interval_need_another_scale(factor):
 def test_a_constant_channel_cannot_be_standardized():
     images = np.random.default_rng(0).integers(0, 256, (20, 2, 4, 4), dtype=np.uint8)
     images[:, 1] = 9
-    part = (images, np.zeros(20, dtype=np.int64))
+    part = (images, np.arange(20) % 2)
     with pytest.raises(ConfigError, match=r"data\.scale: standard needs .* same in channel 1"):
         prepare(data.load(lambda: (part, part), shape=[2, 4, 4], classes=2), "standard")
 
