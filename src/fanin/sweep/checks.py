@@ -85,7 +85,7 @@ def check_held(study: Study, variants: Sequence[Variant], runs: Path) -> None:
         head = (
             f"study {study.name!r} holds another question: {run['name']} was run, and its choices have changed since:"
         )
-        way = f"{study.flags[1]} puts its runs aside and starts over"
+        way = f"{study.flags[1]} puts its runs aside and starts over; {study.flags[2]} keeps both"
         raise ConfigError("\n  ".join([head, *difference(before, after), way]))
 
 
