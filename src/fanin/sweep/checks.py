@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fanin.errors import ConfigError
-from fanin.folders import MEMORY
+from fanin.folders import MEMORY, read_json
 from fanin.sweep.channel import Failure
 from fanin.sweep.claims import metrics_of
 from fanin.sweep.display import waiting
@@ -75,10 +75,11 @@ def check_held(study: Study, variants: Sequence[Variant], runs: Path) -> None:
     changed since, and one table would have both. Raises ConfigError with the difference."""
     keys = {one.key for one in variants}
     now = {json.dumps(one.shown, sort_keys=True, default=str): one for one in variants}
-    for path in sorted(runs.glob("*/run.json")):
-        run = json.loads(path.read_text())
-        one = now.get(json.dumps(run["overrides"], sort_keys=True))
-        if run["variant"] in keys or one is None:
+    for folder in sorted(runs.glob("*/")):
+        if folder.name.rpartition("-r")[0] in keys:  # a run's key begins with its variant's
+            continue
+        run = read_json(folder / "run.json")
+        if run is None or (one := now.get(json.dumps(run["overrides"], sort_keys=True))) is None:
             continue
         after = json.loads(json.dumps(one.composition.config, default=str))
         before, after = (identity_of(config) if study.own else config for config in (run["config"], after))
